@@ -1,0 +1,70 @@
+"""From a spec to the layer graphs of its programs. Imports no torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+
+from multiway.compiler.builder import Builder
+from multiway.compiler.graph import OUTPUT, LayerGraph, Param, Record
+from multiway.compiler.heads.base import HeadKind
+from multiway.compiler.parameters import declare
+from multiway.specs.errors import MultiwayError, nearest, one_of
+from multiway.specs.spec import Spec
+
+
+def head_of(spec: Spec) -> HeadKind:
+    """The head that a spec was chosen for."""
+    assert spec.head_name, "choose a head with spec.for_head"
+    assert isinstance(spec.head, HeadKind)
+    return spec.head
+
+
+@functools.lru_cache(maxsize=32)
+def parameters(spec: Spec) -> Mapping[str, Param]:
+    """Every parameter of a spec that was chosen for a head, by path. Raises MultiwayError."""
+    return declare(spec)
+
+
+def program_names(spec: Spec) -> tuple[str, ...]:
+    """The programs of the spec's head, the main one first."""
+    return head_of(spec).programs(spec)
+
+
+def build(
+    spec: Spec, *, head: str | None = None, program: str | None = None, taps: Sequence[str] = ()
+) -> LayerGraph:
+    """The layer graph of one program. Raises MultiwayError.
+
+    head: which head; may be left out when there is one. program: default the head's main program.
+    taps: further values to put out, by short name (`hidden.3`) or path; see LayerGraph.resolve.
+    """
+    if not spec.head_name or head is not None:
+        spec = spec.for_head(head)
+    programs = program_names(spec)
+    name = program or programs[0]
+    if name not in programs:
+        raise MultiwayError.one(
+            "unknown-program",
+            f"head {spec.head_name!r} has no program {name!r}",
+            place=spec.name,
+            expected=one_of(programs),
+            nearest=nearest(name, programs),
+        )
+    graph = head_of(spec).build(Builder(spec, name=name, params=parameters(spec)), name)
+    return with_taps(graph, taps) if taps else graph
+
+
+def with_taps(graph: LayerGraph, taps: Sequence[str]) -> LayerGraph:
+    """The graph with further outputs, which come last as a mapping from tap to tensor."""
+    tapped = LayerGraph(name=graph.name, params=graph.params)
+    tapped.names = dict(graph.names)
+    for record in graph:
+        if record.op != OUTPUT:
+            tapped.add(record, graph.arguments(record.path))
+    outputs = dict(graph.arguments(graph.output().path))
+    # A dot would read as the index of a list, so a tap's argument is numbered.
+    values = {f"tap{i}": graph.resolve(tap) for i, tap in enumerate(taps)}
+    record = Record(path=graph.output().path, op=OUTPUT, attrs={"taps": list(taps)})
+    tapped.add(record, {**outputs, **values})
+    return tapped

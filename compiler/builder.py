@@ -1,0 +1,513 @@
+"""Spec to layer graph: embeddings, blocks and output. Heads build their programs on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiway.compiler.graph import INPUT, OUTPUT, Arguments, LayerGraph, Param, Record, Value
+from multiway.compiler.op import registry
+from multiway.compiler.parameters import (
+    attention_widths,
+    generator_norm,
+    join,
+    mix_ways,
+    norm_eps,
+    norm_kind,
+    split_norms,
+)
+from multiway.compiler.types import Tensor, Type, sym
+from multiway.specs.language import Block, Config, Experts, Learned, Norm, PlainNorm, Rotary
+from multiway.specs.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """The tokens of one input inside a sequence."""
+
+    name: str
+    modality: str
+
+
+@dataclass(kw_only=True)
+class Cache:
+    """Keys and values of all layers while a program with a cache is built."""
+
+    offset: Value
+    layers: list[Value]  # key, value, key, value, ...
+    slots: Value
+    reads: bool  # decode attends to the cache; prefill to its own tokens, and only writes
+    written: list[Value] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class Hiddens:
+    """What blocks work on: hidden states of one or more joined segments, and what goes with them."""
+
+    hidden: Value
+    segments: tuple[Segment, ...]
+    sizes: Value | None  # None for a single segment
+    positions: Value | None = None  # for rotary
+    mask: Value | None = None
+    causal: bool | None = None  # None: as every block says
+    cache: Cache | None = None
+
+
+Make = Callable[[str, str, Value], Value]
+"""(label of the node, way of the parameters, input) -> output."""
+
+
+class Builder:
+    """Adds nodes to one graph. Parameters are found by path among the declared ones."""
+
+    def __init__(self, spec: Spec, *, name: str, params: Mapping[str, Param]) -> None:
+        self.spec = spec
+        self.graph = LayerGraph(name=name, params=params)
+        self.tables: dict[tuple[int, float], list[Value]] = {}
+        self.pass_name = ""
+
+    @contextmanager
+    def pass_(self, name: str) -> Iterator[None]:
+        """Puts a name before the paths of nodes: several passes read the same parameters."""
+        self.pass_name, self.tables = name, {}
+        yield
+        self.pass_name, self.tables = "", {}
+
+    def name(self, name: str, value: Value) -> None:
+        """Gives a value a short name for taps."""
+        self.graph.names[join(self.pass_name, name)] = value
+
+    # Nodes
+
+    def nodes(
+        self,
+        path: str,
+        op: str,
+        arguments: Arguments,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        params: str | Mapping[str, str] | None = None,
+        part: Config | None = None,
+    ) -> list[Value]:
+        """Adds a node. `params` is the path its parameters stand under (default: its own), or a
+        mapping from role to path."""
+        record = registry()[op]
+        if isinstance(params, Mapping):
+            found = dict(params)
+        else:
+            base = path if params is None else params
+            paths = {role: f"{base}.{role}" for role in record.params}
+            found = {role: p for role, p in paths.items() if p in self.graph.params}
+        return self.graph.add(
+            Record(
+                path=join(self.pass_name, path),
+                op=op,
+                attrs=record.full_attrs(attrs or {}),
+                params=found,
+                span=part.span() if part is not None else None,
+            ),
+            arguments,
+        )
+
+    def node(self, path: str, op: str, arguments: Arguments, **more: Any) -> Value:
+        """Adds a node with one output."""
+        (value,) = self.nodes(path, op, arguments, **more)
+        return value
+
+    def input(self, name: str, *types: Type, part: Config | None = None) -> list[Value]:
+        span = part.span() if part is not None else None
+        attrs = {"list": len(types) > 1}
+        record = Record(path=f"inputs.{name}", op=INPUT, attrs=attrs, outputs=types, span=span)
+        return self.graph.add(record, {})
+
+    def output(self, **values: Value | Sequence[Value]) -> LayerGraph:
+        """Ends the program. A list of values comes out as a list, several names as a tuple."""
+        self.graph.add(Record(path="outputs", op=OUTPUT), values)
+        return self.graph
+
+    def linear(self, path: str, x: Value, *, part: Config, params: str | None = None) -> Value:
+        return self.node(path, "linear", {"x": x}, params=params, part=part)
+
+    def norm(self, path: str, norm: PlainNorm, x: Value, *, params: str | None = None) -> Value:
+        default = self.spec.blocks[0].norm
+        attrs = {"eps": norm_eps(norm, default)}
+        op = norm_kind(norm, default)
+        return self.node(path, op, {"x": x}, attrs=attrs, params=params, part=norm)
+
+    # Routing
+
+    def routed(self, path: str, experts: Experts | None, x: Value, seq: Hiddens, make: Make) -> Value:
+        """Sends every segment through its way and joins them again."""
+        (joined,) = self.routed_many(path, experts, [x], seq, lambda *a: [make(a[0], a[1], a[2][0])])
+        return joined
+
+    def routed_many(
+        self,
+        path: str,
+        experts: Experts | None,
+        inputs: list[Value],
+        seq: Hiddens,
+        make: Callable[[str, str, list[Value]], list[Value]],
+    ) -> list[Value]:
+        """The same for a part with several inputs or outputs, all along one sequence."""
+        if experts is None:
+            return make("", "", inputs)
+        present = [segment.modality for segment in seq.segments]
+        fused = experts.fused
+        if fused is not None and fused.where and set(fused.when) == set(present):
+            return make("fused", "fused", inputs)
+        if len(seq.segments) == 1:
+            return make(present[0], present[0], inputs)
+        assert seq.sizes is not None
+        pieces: dict[Value, list[Value]] = {}
+        for x in inputs:
+            if x not in pieces:
+                name = join(path, "split", str(len(pieces)) if pieces else "")
+                pieces[x] = self.nodes(name, "split", {"x": x, "sizes": seq.sizes}, part=experts)
+        outputs = [
+            make(self._label(seq, i), segment.modality, [pieces[x][i] for x in inputs])
+            for i, segment in enumerate(seq.segments)
+        ]
+        columns = list(zip(*outputs, strict=True))
+        names = [join(path, "join", str(i) if i else "") for i in range(len(columns))]
+        return [
+            self.node(name, "concat", {"parts": list(parts)}, part=experts)
+            for name, parts in zip(names, columns, strict=True)
+        ]
+
+    def _label(self, seq: Hiddens, index: int) -> str:
+        segment = seq.segments[index]
+        first = all(other.modality != segment.modality for other in seq.segments[:index])
+        return segment.modality if first else f"{segment.modality}.{segment.name}"
+
+    def routed_norm(self, path: str, norm: Norm, x: Value, seq: Hiddens) -> Value:
+        def make(label: str, way: str, part: Value) -> Value:
+            return self.norm(join(path, label), norm, part, params=join(path, way))
+
+        return self.routed(path, norm.experts, x, seq, make)
+
+    # Inputs and embeddings
+
+    def token_type(self, name: str, *, batch: str = "B") -> Tensor:
+        """The type of an input as a program takes it."""
+        each, b = self.spec.inputs[name], sym(batch)
+        if each.form() == "image":
+            assert each.size is not None
+            return Tensor((b, each.channels, each.size, each.size))
+        if each.form() == "features":
+            assert each.features is not None
+            return Tensor((b, self.length(name), each.features))
+        return Tensor((b, self.length(name)), "int")
+
+    def length(self, name: str) -> Any:
+        """The named length of an input: T for the first text, T_name for others."""
+        first = next((n for n, i in self.spec.inputs.items() if i.form() == "tokens"), name)
+        return sym("T" if name == first else f"T_{name}")
+
+    def inputs_for(self, names: Sequence[str], *, padding: bool = True) -> dict[str, Value]:
+        """Program inputs for the named inputs of the spec, with `name_padding` where declared."""
+        found: dict[str, Value] = {}
+        for name in names:
+            each = self.spec.inputs[name]
+            (found[name],) = self.input(name, self.token_type(name), part=each)
+        for name in names:
+            if padding and self.spec.inputs[name].padding == "right":
+                shape = self.token_type(name).shape[:2]
+                (value,) = self.input(f"{name}_padding", Tensor(shape, "bool"))
+                found[f"{name}_padding"] = value
+        return found
+
+    def embed(self, name: str, values: Mapping[str, Value]) -> Value:
+        """The embedding of one input: `values` may hold name, name_masked, name_positions."""
+        each = self.spec.inputs[name]
+        embed = self.spec.embed.get(each.modality)
+        path, params = f"embed.{name}", f"embed.{each.modality}"
+        x = self._embed_form(path, params, name, values)
+        position = embed.position if embed else None
+        if isinstance(position, Learned):
+            where = values.get(f"{name}_positions")
+            if where is None:
+                where = self.node(f"{path}.positions", "positions", {"x": x})
+            x = self.node(
+                f"{path}.position",
+                "add_position",
+                {"x": x, "positions": where},
+                attrs={"offset": position.offset},
+                params=f"{params}.position",
+                part=position,
+            )
+        padding = values.get(f"{name}_padding")
+        if padding is not None:
+            x = self.node(f"{path}.padded", "zero_padding", {"x": x, "padding": padding})
+        return x
+
+    def _embed_form(self, path: str, params: str, name: str, values: Mapping[str, Value]) -> Value:
+        each = self.spec.inputs[name]
+        embed = self.spec.embed.get(each.modality)
+        x = values[name]
+        if each.form() == "tokens":
+            return self.node(f"{path}.tokens", "embedding", {"tokens": x}, params=params, part=each)
+        if each.form() == "features":
+            return self.linear(f"{path}.project", x, part=each, params=f"{params}.project")
+        assert embed is not None
+        patch = f"{params}.patch"
+        x = self.node(f"{path}.patch", "patch_embed", {"image": x}, params=patch, part=embed.patch)
+        if (masked := values.get(f"{name}_masked")) is not None:
+            token = {"token": f"{params}.mask_token"}
+            x = self.node(
+                f"{path}.masked", "mask_tokens", {"x": x, "masked": masked}, params=token, part=embed
+            )
+        if embed.cls:
+            token = {"token": f"{params}.cls"}
+            x = self.node(f"{path}.cls", "prepend_token", {"x": x}, params=token, part=embed)
+        return x
+
+    def sequence(
+        self, names: Sequence[str], values: Mapping[str, Value], *, mask: str | None = None
+    ) -> Hiddens:
+        """Embeds inputs and joins them. `mask`: that of the spec, or `prefix`."""
+        parts = [self.embed(name, values) for name in names]
+        segments = tuple(Segment(name=n, modality=self.spec.inputs[n].modality) for n in names)
+        sizes = None
+        hidden = parts[0]
+        if len(parts) > 1:
+            sizes = self.node("embed.sizes", "segment_lengths", {"parts": parts})
+            hidden = self.node("embed.join", "concat", {"parts": parts})
+        self.name("hidden.0", hidden)
+        seq = Hiddens(hidden=hidden, segments=segments, sizes=sizes)
+        if mask == "prefix":
+            seq.causal = False
+            if sizes is not None:
+                given = {"x": hidden, "sizes": sizes}
+                seq.mask = self.node("embed.mask", "prefix_mask", given)
+        elif any(block.attention.mask != "causal" for block in self.spec.blocks):
+            seq.mask = self._padding_mask(names, parts, values)
+        return seq
+
+    def _padding_mask(
+        self, names: Sequence[str], parts: list[Value], values: Mapping[str, Value]
+    ) -> Value | None:
+        """The mask of padded keys. Causal blocks need none: right padding is behind every query."""
+        padded = [values.get(f"{name}_padding") for name in names]
+        if not any(padded):
+            return None
+        each = [
+            value or self.node(f"embed.{name}.no_padding", "no_padding", {"x": part})
+            for name, part, value in zip(names, parts, padded, strict=True)
+        ]
+        joined = each[0]
+        if len(each) > 1:
+            joined = self.node("embed.padding", "concat", {"parts": each})
+        return self.node("embed.mask", "padding_mask", {"padding": joined})
+
+    # Blocks
+
+    def trunk(self, seq: Hiddens) -> Value:
+        """All blocks and the output norm. Names `hidden.i`, and the streams, for taps."""
+        newest, history = seq.hidden, None
+        for layer, block in enumerate(self.spec.blocks):
+            history = self._append(layer, history, newest)
+            streams = self._streams(layer, history, newest)
+            newest = self._block(layer, block, streams, seq)
+            self.name(f"hidden.{layer + 1}", newest)
+        depth = self.spec.depth
+        history = self._append(depth, history, newest)
+        x = self._streams(depth, history, newest)["r"]
+        if (norm := self.spec.output.norm) is not None:
+            x = self.routed_norm("output.norm", norm, x, seq)
+        self.name("output", x)
+        return x
+
+    def _append(self, layer: int, history: Value | None, newest: Value) -> Value | None:
+        later = range(layer, self.spec.depth + 1)
+        if not any(mix_ways(self.spec, i) for i in later):
+            return history
+        given = {"x": newest} if history is None else {"history": history, "x": newest}
+        return self.node(f"history.{layer}", "append", given)
+
+    def _streams(self, layer: int, history: Value | None, newest: Value) -> dict[str, Value]:
+        """What a block reads as q, k, v and r. A q, k or v that is not mixed reads what r reads."""
+        ways = mix_ways(self.spec, layer)
+        if not ways:
+            return dict.fromkeys("qkvr", newest)
+        assert history is not None
+        wiring, sources = self.spec.wiring, layer + 1
+        path = f"blocks.{layer}.mix" if layer < self.spec.depth else "output.mix"
+        given = {}
+        if wiring.generator is not None:
+            given["dynamic"] = self._generator(path, newest)
+            self.name(f"dynamic.{layer - 1}", given["dynamic"])
+        weights = self.node(
+            f"{path}.weights",
+            "depth_weights",
+            given,
+            attrs={"ways": len(ways), "sources": sources},
+            params=path,
+            part=wiring,
+        )
+        mixed = self.nodes(
+            f"{path}.sum", "mix", {"history": history, "weights": weights}, part=wiring
+        )
+        named = dict(zip(ways, mixed, strict=True))
+        for way, value in named.items():
+            self.name(f"streams.{layer - 1}.{way}", value)
+        rest = named.get("r", newest)
+        return {stream: named.get(stream, rest) for stream in "qkvr"}
+
+    def _generator(self, path: str, newest: Value) -> Value:
+        generator = self.spec.wiring.generator
+        assert generator is not None
+        x = self.norm(f"{path}.norm", generator_norm(generator), newest)
+        x = self.linear(f"{path}.hidden", x, part=generator)
+        kind = {"kind": generator.activation}
+        x = self.node(f"{path}.activation", "activation", {"x": x}, attrs=kind, part=generator)
+        return self.linear(f"{path}.output", x, part=generator)
+
+    def _block(
+        self, layer: int, block: Block, streams: Mapping[str, Value], seq: Hiddens
+    ) -> Value:
+        path, residual = f"blocks.{layer}", streams["r"]
+        attended = self._attention(layer, block, streams, seq)
+        after = self.node(f"{path}.attention.add", "add", {"a": residual, "b": attended})
+        reads = residual if block.order == "parallel" else after
+        fed = self._ffn(f"{path}.ffn", block, reads, seq)
+        return self.node(f"{path}.hidden", "add", {"a": after, "b": fed})
+
+    def _attention(
+        self, layer: int, block: Block, streams: Mapping[str, Value], seq: Hiddens
+    ) -> Value:
+        path, attention = f"blocks.{layer}.attention", block.attention
+        norm = attention.norm or block.norm
+        if split_norms(self.spec, layer):
+            inputs = [
+                self.routed_norm(f"{path}.norm.{s}", norm, streams[s], seq) for s in "qkv"
+            ]
+        else:
+            inputs = [self.routed_norm(f"{path}.norm", norm, streams["q"], seq)] * 3
+
+        def project(label: str, way: str, xs: list[Value]) -> list[Value]:
+            return [
+                self.linear(
+                    join(path, name, label), x, part=attention, params=join(path, name, way)
+                )
+                for name, x in zip(("query", "key", "value"), xs, strict=True)
+            ]
+
+        projected = self.routed_many(path, attention.experts, inputs, seq, project)
+        merged = self._attend(layer, block, projected, seq)
+
+        def finish(label: str, way: str, x: Value) -> Value:
+            if attention.sub_norm is not None:
+                sub = f"{path}.sub_norm"
+                x = self.norm(join(sub, label), attention.sub_norm, x, params=join(sub, way))
+            out = f"{path}.output"
+            return self.linear(join(out, label), x, part=attention, params=join(out, way))
+
+        return self.routed(f"{path}.output", attention.experts, merged, seq, finish)
+
+    def _attend(self, layer: int, block: Block, projected: list[Value], seq: Hiddens) -> Value:
+        path, attention = f"blocks.{layer}.attention", block.attention
+        counts = (attention.heads, *[attention.kv_heads or attention.heads] * 2)
+        qk = attention.qk_norm
+        values = []
+        for name, x, heads in zip(("query", "key", "value"), projected, counts, strict=True):
+            as_norm = PlainNorm(kind=qk.kind, eps=qk.eps, node=qk.node) if qk else None
+            normed = as_norm is not None and name != "value"
+            if normed and qk is not None and qk.over == "width":
+                x = self.norm(f"{path}.{name}_norm", as_norm, x)  # type: ignore[arg-type]
+            x = self.node(f"{path}.{name}_heads", "split_heads", {"x": x}, attrs={"heads": heads})
+            if normed and qk is not None and qk.over == "head":
+                x = self.norm(f"{path}.{name}_norm", as_norm, x)  # type: ignore[arg-type]
+            if isinstance(attention.position, Rotary) and name != "value":
+                x = self._rotary(f"{path}.{name}_rotary", block, attention.position, x, seq)
+            values.append(x)
+        query, key, value = values
+        causal = attention.mask == "causal" if seq.causal is None else seq.causal
+        if (cache := seq.cache) is not None:
+            key, value = self._write(path, cache, layer, key, value)
+            if cache.reads:
+                causal = False
+            else:
+                key, value = values[1:]
+        given = {"query": query, "key": key, "value": value} | ({"mask": seq.mask} if seq.mask else {})
+        y = self.node(f"{path}.core", "attention", given, attrs={"causal": causal}, part=attention)
+        return self.node(f"{path}.merge", "merge_heads", {"x": y})
+
+    def _rotary(self, path: str, block: Block, rotary: Rotary, x: Value, seq: Hiddens) -> Value:
+        head = attention_widths(self.spec, block)[0] // block.attention.heads
+        setting = (int(head * rotary.fraction), rotary.base)
+        if setting not in self.tables:
+            if seq.positions is None:
+                seq.positions = self.node("rotary.positions", "positions", {"x": seq.hidden})
+            self.tables[setting] = self.nodes(
+                join("rotary.table", str(len(self.tables)) if self.tables else ""),
+                "rotary_table",
+                {"x": seq.hidden, "positions": seq.positions},
+                attrs={"channels": setting[0], "base": setting[1]},
+                part=rotary,
+            )
+        cos, sin = self.tables[setting]
+        given = {"x": x, "cos": cos, "sin": sin}
+        return self.node(path, "rotary", given, attrs={"pairs": rotary.pairs}, part=rotary)
+
+    def _write(
+        self, path: str, cache: Cache, layer: int, key: Value, value: Value
+    ) -> tuple[Value, Value]:
+        new = [
+            self.node(
+                f"{path}.{name}_cache",
+                "cache_write",
+                {"cache": cache.layers[2 * layer + i], "new": x, "slots": cache.slots},
+            )
+            for i, (name, x) in enumerate((("key", key), ("value", value)))
+        ]
+        cache.written += new
+        return new[0], new[1]
+
+    def _ffn(self, path: str, block: Block, x: Value, seq: Hiddens) -> Value:
+        ffn = block.ffn
+        x = self.routed_norm(f"{path}.norm", ffn.norm or block.norm, x, seq)
+
+        def make(label: str, way: str, y: Value) -> Value:
+            def part(name: str, x: Value) -> Value:
+                return self.linear(
+                    join(path, name, label), x, part=ffn, params=join(path, name, way)
+                )
+
+            kind = {"kind": ffn.activation}
+            up = part("up", y)
+            given = {"x": part("gate", y) if ffn.gate else up}
+            z = self.node(
+                join(path, "activation", label), "activation", given, attrs=kind, part=ffn
+            )
+            if ffn.gate:
+                z = self.node(join(path, "gated", label), "multiply", {"a": z, "b": up})
+            if ffn.sub_norm is not None:
+                sub = f"{path}.sub_norm"
+                z = self.norm(join(sub, label), ffn.sub_norm, z, params=join(sub, way))
+            return part("down", z)
+
+        return self.routed(path, ffn.experts, x, seq, make)
+
+    # Caches
+
+    def cache_types(self) -> list[Type]:
+        """offset [B], then key and value [B, K, S, E] of every layer."""
+        types: list[Type] = [Tensor((sym("B"),), "int")]
+        for block in self.spec.blocks:
+            heads = block.attention.kv_heads or block.attention.heads
+            head = attention_widths(self.spec, block)[0] // block.attention.heads
+            types += [Tensor((sym("B"), heads, sym("S"), head))] * 2
+        return types
+
+    def open_cache(self, seq: Hiddens, cache: list[Value], *, positions: Value, reads: bool) -> None:
+        """Lets a sequence write to a cache at `positions`, and read it when it decodes."""
+        offset, layers = cache[0], cache[1:]
+        given = {"offset": offset, "positions": positions}
+        slots = self.node("cache.slots", "cache_slots", given)
+        seq.cache = Cache(offset=offset, layers=layers, slots=slots, reads=reads)
+        if reads:
+            arguments = {"slots": slots, "cache": layers[0]}
+            seq.mask = self.node("cache.mask", "cache_mask", arguments)

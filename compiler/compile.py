@@ -1,0 +1,118 @@
+"""Spec to a model that runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import nn
+
+from multiway.compiler.build import build, parameters, program_names
+from multiway.compiler.graph import INPUT, LayerGraph, Param
+from multiway.compiler.lower import empty_parameters, lower
+from multiway.compiler.types import Sym, Tensor
+from multiway.compiler.verify import verify
+from multiway.runtime.initialise import initialise
+from multiway.runtime.inputs import Expected
+from multiway.runtime.model import Model, Programs
+from multiway.specs.errors import MultiwayError
+from multiway.specs.spec import Spec
+
+
+def compile_spec(
+    spec: Spec,
+    *,
+    head: str | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    taps: Sequence[str] = (),
+) -> Model:
+    """A model with initial weights. Raises MultiwayError.
+
+    taps: further values that the main programs put out; see LayerGraph.resolve.
+    """
+    if not spec.head_name or head is not None:
+        spec = spec.for_head(head)
+    device = torch.device(device)
+    declared = parameters(spec)
+    _check_memory(declared, device, dtype)
+    containers = empty_parameters(
+        {path: param.shape for path, param in declared.items()}, device=device, dtype=dtype
+    )
+    _initialise(containers, declared, device, seed)
+    graphs = _Graphs(spec, taps)
+    return Model(
+        spec=spec,
+        containers=containers,
+        programs=Programs(program_names(spec), lambda name: lower(graphs[name], containers)),
+        expected=lambda name: expected_inputs(spec, graphs[name]),
+    )
+
+
+class _Graphs(dict[str, LayerGraph]):
+    """The layer graphs of a spec's programs, built and verified when first asked for."""
+
+    def __init__(self, spec: Spec, taps: Sequence[str]) -> None:
+        super().__init__()
+        self.spec, self.taps = spec, taps
+
+    def __missing__(self, name: str) -> LayerGraph:
+        graph = build(self.spec, program=name, taps=self.taps)
+        verify(graph)
+        self[name] = graph
+        return graph
+
+
+def _initialise(
+    containers: nn.Module, declared: Mapping[str, Param], device: torch.device, seed: int
+) -> None:
+    generator = torch.Generator(device=device if device.type != "meta" else "cpu")
+    generator.manual_seed(seed)
+    for path, param in declared.items():
+        initialise(containers.get_parameter(path), param.init, generator)
+
+
+def _check_memory(
+    declared: Mapping[str, Param], device: torch.device, dtype: torch.dtype
+) -> None:
+    """Refuses what cannot fit, before anything is allocated."""
+    needed = sum(param.size for param in declared.values()) * dtype.itemsize
+    if device.type != "cpu":
+        return
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        raise MultiwayError.one(
+            "too-large",
+            f"the weights take {needed / 2**30:,.1f} GiB, this machine has {there / 2**30:,.1f}",
+            place="compile",
+            expected="a smaller model, a narrower dtype, or device='meta' to look at it",
+        )
+
+
+def expected_inputs(spec: Spec, graph: LayerGraph) -> list[Expected]:
+    """What a program takes, for the check of a user's inputs."""
+    return [_expected(spec, record) for record in graph if record.op == INPUT]
+
+
+def _expected(spec: Spec, record: object) -> Expected:
+    name = record.path.split(".", 1)[1]  # type: ignore[attr-defined]
+    types = record.outputs  # type: ignore[attr-defined]
+    shapes = tuple(_shape(kind) for kind in types)
+    if len(types) > 1:
+        return Expected(name=name, shape=(), dtype="float", many=len(types), shapes=shapes)
+    base = name if name in spec.inputs else name.rpartition("_")[0]
+    source = spec.inputs.get(base) if types[0].dtype == "int" else None
+    tokens = spec.tokens_of(base) if source is not None else None
+    return Expected(
+        name=name,
+        shape=shapes[0],
+        dtype=types[0].dtype,
+        below=source.vocab if source is not None else None,
+        longest=tokens if source is not None and source.form() == "tokens" else None,
+    )
+
+
+def _shape(kind: Tensor) -> tuple[int | str, ...]:
+    return tuple(str(d) if isinstance(d, Sym) else d for d in kind.shape)

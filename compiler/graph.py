@@ -1,0 +1,265 @@
+"""The layer graph: a networkx MultiDiGraph whose nodes are op records. Only this file touches networkx.
+
+A node's key is its spec path. An edge carries the output port it leaves and the argument it enters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import networkx as nx
+
+from multiway.compiler.op import registry
+from multiway.compiler.signature import ShapeError
+from multiway.compiler.types import Shape, Tensor, Type, from_plain, to_plain
+from multiway.specs.errors import MultiwayError, Span, nearest, one_of
+
+INPUT = "input"
+OUTPUT = "output"
+
+
+class Value(NamedTuple):
+    """An output of a node."""
+
+    path: str
+    port: int = 0
+
+
+Arguments = Mapping[str, Value | Sequence[Value]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init:
+    """How a parameter starts. Numbers that a kind does not use are 0."""
+
+    kind: str
+    std: float = 0.0
+    cut: float = 0.0
+    bound: float = 0.0
+    value: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Param:
+    """A parameter that a spec declares, whether or not a program reads it."""
+
+    path: str
+    shape: tuple[int, ...]
+    init: Init
+    span: Span | None = None
+
+    @property
+    def size(self) -> int:
+        total = 1
+        for n in self.shape:
+            total *= n
+        return total
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A node: which op with which attributes, what it puts out, where it comes from."""
+
+    path: str
+    op: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, str] = field(default_factory=dict)
+    outputs: tuple[Type, ...] = ()
+    span: Span | None = None
+    passes: tuple[str, ...] = ()
+
+
+_BLOCK = re.compile(r"(?:\w+\.)?blocks\.\d+(?=\.)")
+
+
+def block_of(path: str) -> str:
+    """The block that a node belongs to, `blocks.3`, or an empty string outside of blocks.
+
+    A program with several passes has their names in front: `image.blocks.3`.
+    """
+    found = _BLOCK.match(path)
+    return found[0] if found else ""
+
+
+class LayerGraph:
+    """One program as a graph. `names` gives short names to values, for taps."""
+
+    def __init__(self, *, name: str, params: Mapping[str, Param]) -> None:
+        self.nx = nx.MultiDiGraph()
+        self.name = name
+        self.params = dict(params)
+        self.names: dict[str, Value] = {}
+
+    # Building
+
+    def add(self, record: Record, arguments: Arguments) -> list[Value]:
+        """Adds a node behind the ones it reads. Its outputs are inferred. Raises MultiwayError."""
+        assert record.path not in self.nx, f"two nodes at {record.path}"
+        if record.op not in (INPUT, OUTPUT):
+            record = dataclasses.replace(record, outputs=self._infer(record, arguments))
+        self.nx.add_node(record.path, record=record)
+        edges: list[tuple[str, Value]] = []
+        for name, given in arguments.items():
+            many = [(name, given)] if isinstance(given, Value) else _numbered(name, given)
+            edges += many
+        for order, (name, value) in enumerate(edges):
+            data = {"port": value.port, "argument": name, "order": order}
+            self.nx.add_edge(value.path, record.path, key=name, **data)
+        return [Value(record.path, port) for port in range(len(record.outputs))]
+
+    def _infer(self, record: Record, arguments: Arguments) -> tuple[Type, ...]:
+        op = registry()[record.op]
+        types: dict[str, Type | list[Type]] = {}
+        for name, given in arguments.items():
+            single = isinstance(given, Value)
+            types[name] = self.type(given) if single else [self.type(v) for v in given]  # type: ignore
+        for role, path in record.params.items():
+            types[role] = Tensor(self.params[path].shape)
+        try:
+            return op.types(types, record.attrs)
+        except ShapeError as error:
+            raise MultiwayError.one(
+                "shape",
+                f"{record.path} ({op.name}): {error}",
+                span=record.span,
+                place=self.name,
+                notes=(("op", op.signature),),
+            ) from None
+
+    # Reading
+
+    def __contains__(self, path: str) -> bool:
+        return path in self.nx
+
+    def __len__(self) -> int:
+        return len(self.nx)
+
+    def __iter__(self) -> Iterator[Record]:
+        """Records in an order in which every node follows what it reads: that of building."""
+        for _, data in self.nx.nodes(data=True):
+            yield data["record"]
+
+    def record(self, path: str) -> Record:
+        return self.nx.nodes[path]["record"]  # type: ignore[no-any-return]
+
+    def type(self, value: Value) -> Type:
+        return self.record(value.path).outputs[value.port]
+
+    def shape(self, value: Value) -> Shape:
+        """The shape of a tensor value."""
+        found = self.type(value)
+        assert isinstance(found, Tensor)
+        return found.shape
+
+    def arguments(self, path: str) -> dict[str, Value | list[Value]]:
+        """What a node reads, by argument; an argument that takes many is a list."""
+        found: dict[str, Value | list[Value]] = {}
+        for argument, value in self.sources(path).items():
+            name, dot, _ = argument.partition(".")
+            if not dot:
+                found[name] = value
+            else:
+                many = found.setdefault(name, [])
+                assert isinstance(many, list)
+                many.append(value)
+        return found
+
+    def sources(self, path: str) -> dict[str, Value]:
+        """What a node reads, one entry an edge, in order: `x`, `parts.0`, `parts.1`."""
+        edges = sorted(self.nx.in_edges(path, data=True), key=lambda edge: edge[2]["order"])
+        return {data["argument"]: Value(source, data["port"]) for source, _, data in edges}
+
+    def readers(self, value: Value) -> list[tuple[str, str]]:
+        """(node, argument) of everything that reads a value."""
+        edges = self.nx.out_edges(value.path, data=True)
+        return [(to, data["argument"]) for _, to, data in edges if data["port"] == value.port]
+
+    def inputs(self) -> list[Record]:
+        return [record for record in self if record.op == INPUT]
+
+    def output(self) -> Record:
+        return next(record for record in self if record.op == OUTPUT)
+
+    def resolve(self, name: str) -> Value:
+        """The value of a tap: a short name, `path`, or `path:port`. Raises MultiwayError."""
+        if name in self.names:
+            return self.names[name]
+        path, _, port = name.partition(":")
+        if path in self.nx and (port or "0").isdigit():
+            value = Value(path, int(port or 0))
+            if value.port < len(self.record(path).outputs):
+                return value
+        raise MultiwayError.one(
+            "unknown-tap",
+            f"program {self.name!r} has no value {name!r}",
+            place="taps",
+            expected=f"the path of a node, or {one_of(self.names, limit=6)}",
+            nearest=nearest(name, [*self.names, *self.nx]),
+        )
+
+    def is_acyclic(self) -> bool:
+        return bool(nx.is_directed_acyclic_graph(self.nx))
+
+    def blocks_are_acyclic(self) -> bool:
+        """Whether every block can be called on its own: nothing it reads needs what it puts out."""
+        whole = nx.DiGraph()
+        for source, target in self.nx.edges():
+            a, b = block_of(source) or source, block_of(target) or target
+            if a != b:
+                whole.add_edge(a, b)
+        return bool(nx.is_directed_acyclic_graph(whole))
+
+    # Printing
+
+    def to_json(self) -> dict[str, Any]:
+        """The graph as networkx node-link data of plain values. `from_json` is the inverse."""
+        plain = nx.MultiDiGraph(name=self.name, names={k: list(v) for k, v in self.names.items()})
+        plain.graph["params"] = [_plain(param) for param in self.params.values()]
+        for record in self:
+            data = _plain(record)
+            data["outputs"] = [to_plain(t) for t in record.outputs]
+            plain.add_node(data.pop("path"), **data)
+        for path in self.nx:
+            for order, (name, value) in enumerate(self.sources(path).items()):
+                data = {"port": value.port, "argument": name, "order": order}
+                plain.add_edge(value.path, path, key=name, **data)
+        return nx.node_link_data(plain, edges="edges")  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> LayerGraph:
+        plain = nx.node_link_graph(data, directed=True, multigraph=True, edges="edges")
+        params = [_param(each) for each in plain.graph["params"]]
+        graph = cls(name=plain.graph["name"], params={param.path: param for param in params})
+        graph.names = {name: Value(*value) for name, value in plain.graph["names"].items()}
+        for path, each in plain.nodes(data=True):
+            outputs = tuple(from_plain(t) for t in each["outputs"])
+            fields = {**each, "outputs": outputs, "passes": tuple(each["passes"])}
+            fields["span"] = Span(**each["span"]) if each["span"] else None
+            graph.nx.add_node(path, record=Record(path=path, **fields))
+        graph.nx.add_edges_from(plain.edges(keys=True, data=True))
+        return graph
+
+
+def _numbered(name: str, values: Sequence[Value]) -> list[tuple[str, Value]]:
+    return [(f"{name}.{i}", value) for i, value in enumerate(values)]
+
+
+def _plain(value: Any) -> dict[str, Any]:
+    return {f.name: _plain_value(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
+
+def _plain_value(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _param(data: Mapping[str, Any]) -> Param:
+    span = Span(**data["span"]) if data["span"] else None
+    return Param(path=data["path"], shape=tuple(data["shape"]), init=Init(**data["init"]), span=span)

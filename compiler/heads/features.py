@@ -1,0 +1,66 @@
+"""The trunk itself: hidden states of any subset of the inputs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+from multiway.compiler.builder import Builder
+from multiway.compiler.graph import LayerGraph
+from multiway.compiler.heads.base import HeadKind
+from multiway.compiler.parameters import Declared
+from multiway.compiler.types import Tensor, sym
+from multiway.specs.config import key
+from multiway.specs.errors import Report
+from multiway.specs.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(HeadKind):
+    """One program for every subset of the inputs: forward for all, forward_image and so on.
+
+    forward_A_B(A, B) -> hidden states [B, tokens, D] of the joined sequence. An image whose
+    modality has a mask_token takes `A_masked` [B, patches], true where a patch is hidden.
+    """
+
+    kind: Literal["features"] = key("features", default="features")
+    reads: tuple[str, ...] = key("the inputs, in sequence order; default: all", default=())
+
+    def check_spec(self, spec: Spec, report: Report) -> None:
+        for name in self.reads:
+            self.known_input(spec, name, self.node["reads"], report)
+
+    def inputs(self, spec: Spec) -> tuple[str, ...]:
+        return self.reads or tuple(spec.inputs)
+
+    def declare(self, declared: Declared, path: str) -> None:
+        """Features have no parameters of their own."""
+
+    def subsets(self, spec: Spec) -> dict[str, tuple[str, ...]]:
+        """Program name to the inputs that it reads; the program of all inputs comes first."""
+        names = self.inputs(spec)
+        found = {"forward": names}
+        for count in range(1, len(names)):
+            for each in combinations(names, count):
+                found["forward_" + "_".join(each)] = each
+        return found
+
+    def programs(self, spec: Spec) -> tuple[str, ...]:
+        return tuple(self.subsets(spec))
+
+    def build(self, builder: Builder, program: str) -> LayerGraph:
+        names = self.subsets(builder.spec)[program]
+        values = builder.inputs_for(names)
+        for name in names:
+            spec = builder.spec
+            embed = spec.embed.get(spec.inputs[name].modality)
+            if spec.inputs[name].form() == "image" and embed is not None and embed.mask_token:
+                patches = (spec.tokens_of(name) or 0) - (1 if embed.cls else 0)
+                kind = Tensor((sym("B"), patches), "bool")
+                (values[f"{name}_masked"],) = builder.input(f"{name}_masked", kind)
+        seq = builder.sequence(names, values)
+        return builder.output(features=builder.trunk(seq))
+
+
+HEAD = Features

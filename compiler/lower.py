@@ -1,0 +1,251 @@
+"""Layer graph to torch.fx: a root GraphModule that calls one GraphModule a block.
+
+Nothing is traced. Every graph node becomes one call; parameters are read with get_attr, a port of
+several with getitem. All programs of a model read the same parameter modules.
+"""
+
+from __future__ import annotations
+
+import heapq
+import operator
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
+from multiway.compiler.op import registry
+
+
+@dataclass
+class _Item:
+    """A step of the root program: one node, or a block with its nodes."""
+
+    block: str
+    records: list[Record] = field(default_factory=list)
+
+
+def lower(graph: LayerGraph, containers: nn.Module) -> fx.GraphModule:
+    """The program as a GraphModule. `containers` holds the parameters under their spec paths."""
+    return _Lowering(graph, containers).program()
+
+
+class _Scope:
+    """One fx graph while it is made: the root, or a block."""
+
+    def __init__(self, graph: LayerGraph, prefix: str) -> None:
+        self.source, self.prefix = graph, prefix
+        self.fx = fx.Graph()
+        self.values: dict[Value, fx.Node] = {}
+        self.parameters: dict[str, fx.Node] = {}
+
+    def name(self, path: str) -> str:
+        """The fx name of a node: its path, without that of the block it stands in."""
+        return path.removeprefix(self.prefix + ".").replace(".", "_")
+
+    def placeholder(self, name: str, value: Value) -> fx.Node:
+        node = self.fx.placeholder(name)
+        self.values[value] = node
+        return node
+
+    def call(self, record: Record) -> None:
+        """Adds the call of one graph node and binds its outputs."""
+        op = registry()[record.op]
+        arguments: dict[str, Any] = {}
+        for name, given in self.source.arguments(record.path).items():
+            single = isinstance(given, Value)
+            arguments[name] = self.values[given] if single else [self.values[v] for v in given]  # type: ignore
+        arguments |= {role: self.parameter(path) for role, path in record.params.items()}
+        names = [slot.name for slot in op.parsed.inputs]
+        count = next((i for i, name in enumerate(names) if name not in arguments), len(names))
+        args = tuple(arguments[name] for name in names[:count])
+        kwargs = {name: arguments[name] for name in names[count:] if name in arguments}
+        node = self.fx.create_node(
+            "call_function", op.reference, args, {**kwargs, **record.attrs}, self.name(record.path)
+        )
+        self.bind(record, node, len(op.parsed.outputs) > 1 or op.parsed.outputs[0].mark != "")
+
+    def bind(self, record: Record, node: fx.Node, several: bool) -> None:
+        """Gives the outputs of a node their fx nodes: itself, or one getitem a port."""
+        node.meta.update(path=record.path, op=record.op, span=record.span, passes=record.passes)
+        if not several:
+            self.values[Value(record.path)] = node
+            return
+        for port in range(len(record.outputs)):
+            value = Value(record.path, port)
+            if self.source.readers(value):
+                name = f"{node.name}_{port}"
+                self.values[value] = self.fx.create_node(
+                    "call_function", operator.getitem, (node, port), {}, name
+                )
+
+    def parameter(self, path: str) -> fx.Node:
+        if path not in self.parameters:
+            block = ".".join(self.prefix.split(".")[-2:])
+            target = path.removeprefix(block + ".") if block else path
+            name = target.replace(".", "_")
+            self.parameters[path] = self.fx.create_node("get_attr", target, (), {}, name)
+        return self.parameters[path]
+
+
+class _Lowering:
+    def __init__(self, graph: LayerGraph, containers: nn.Module) -> None:
+        self.graph, self.containers = graph, containers
+        self.root = _Scope(graph, "")
+        self.blocks: dict[str, fx.GraphModule] = {}
+
+    def program(self) -> fx.GraphModule:
+        for record in self.graph.inputs():
+            node = self.root.placeholder(record.path.split(".", 1)[1], Value(record.path))
+            self.root.bind(record, node, bool(record.attrs["list"]))
+        for item in self.items():
+            if item.block:
+                self.block(item)
+            elif item.records[0].op == OUTPUT:
+                self.root.fx.output(self.outputs(item.records[0]))
+            elif item.records[0].op != INPUT:
+                self.root.call(item.records[0])
+        roots = {name: module for name, module in self.containers.named_children()}
+        roots.pop("blocks")
+        return _module(self.root.fx, {**roots, **self.blocks}, self.graph.name)
+
+    def items(self) -> list[_Item]:
+        """Steps of the root program in an order in which each follows what it reads.
+
+        Among those that could come next, the one that was built first does.
+        """
+        items: dict[str, _Item] = {}
+        for record in self.graph:
+            block = block_of(record.path)
+            items.setdefault(block or record.path, _Item(block)).records.append(record)
+        rank = {key: i for i, key in enumerate(items)}
+        needs: dict[str, set[str]] = {key: set() for key in items}
+        followers: dict[str, set[str]] = {key: set() for key in items}
+        for record in self.graph:
+            key = block_of(record.path) or record.path
+            for value in self.graph.sources(record.path).values():
+                source = block_of(value.path) or value.path
+                if source != key:
+                    needs[key].add(source)
+                    followers[source].add(key)
+        ready = [(rank[key], key) for key, needed in needs.items() if not needed]
+        heapq.heapify(ready)
+        order = []
+        while ready:
+            _, key = heapq.heappop(ready)
+            order.append(items[key])
+            for follower in followers[key]:
+                needs[follower].discard(key)
+                if not needs[follower]:
+                    heapq.heappush(ready, (rank[follower], follower))
+        return order
+
+    def block(self, item: _Item) -> None:
+        """Makes a block's GraphModule and calls it."""
+        scope = _Scope(self.graph, item.block)
+        outside = self._read_from_outside(item)
+        for value in outside:
+            scope.placeholder(self.root.values[value].name, value)
+        for record in item.records:
+            scope.call(record)
+        results = self._read_outside(item)
+        made = [scope.values[value] for value in results]
+        scope.fx.output(made[0] if len(made) == 1 else tuple(made))
+        module = self.containers.get_submodule(".".join(item.block.split(".")[-2:]))
+        self.blocks[item.block] = _module(scope.fx, dict(module.named_children()), item.block)
+        arguments = tuple(self.root.values[value] for value in outside)
+        name = self.root.name(item.block)
+        call = self.root.fx.create_node("call_module", item.block, arguments, {}, name)
+        call.meta["path"] = item.block
+        for port, value in enumerate(results):
+            self.root.values[value] = (
+                call
+                if len(results) == 1
+                else self.root.fx.create_node(
+                    "call_function", operator.getitem, (call, port), {}, f"{name}_{port}"
+                )
+            )
+
+    def _read_from_outside(self, item: _Item) -> list[Value]:
+        inside = {record.path for record in item.records}
+        reads = [
+            value
+            for record in item.records
+            for value in self.graph.sources(record.path).values()
+            if value.path not in inside
+        ]
+        return list(dict.fromkeys(reads))
+
+    def _read_outside(self, item: _Item) -> list[Value]:
+        return [
+            value
+            for record in item.records
+            for value in (Value(record.path, port) for port in range(len(record.outputs)))
+            if any(block_of(path) != item.block for path, _ in self.graph.readers(value))
+        ]
+
+    def outputs(self, record: Record) -> Any:
+        """A value, or a tuple of values, lists (`cache`) and mappings (`metrics.count`, taps)."""
+        taps = list(record.attrs.get("taps", ()))
+        found: dict[str, Any] = {}
+        tapped: dict[str, fx.Node] = {}
+        for name, given in self.graph.arguments(record.path).items():
+            single = isinstance(given, Value)
+            node = self.root.values[given] if single else [self.root.values[v] for v in given]  # type: ignore
+            if name.startswith("tap") and taps:
+                tapped[taps[int(name[3:])]] = node
+            elif name.startswith("metrics_"):
+                found.setdefault("metrics", {})[name.removeprefix("metrics_")] = node
+            else:
+                found[name] = node
+        results = [*found.values(), *([tapped] if tapped else [])]
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def _module(graph: fx.Graph, children: Mapping[str, nn.Module], name: str) -> fx.GraphModule:
+    """A GraphModule around the given modules themselves: parameters are shared, not copied."""
+    module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=_class_name(name))
+    for path, child in children.items():
+        _attach(module, path, child)
+    module.graph = graph
+    graph.lint()
+    return module
+
+
+def _class_name(name: str) -> str:
+    return "".join(part.capitalize() for part in name.replace(".", "_").split("_"))
+
+
+def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        if name not in root._modules:
+            root.add_module(name, nn.Module())
+        root = root.get_submodule(name)
+    root.add_module(last, module)
+
+
+def containers_for(parameters: Iterable[tuple[str, nn.Parameter]]) -> nn.Module:
+    """A tree of plain modules that holds parameters under their paths."""
+    root = nn.Module()
+    for path, parameter in parameters:
+        parent, _, name = path.rpartition(".")
+        module = root
+        for part in parent.split("."):
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        module.register_parameter(name, parameter)
+    return root
+
+
+def empty_parameters(
+    shapes: Mapping[str, tuple[int, ...]], *, device: torch.device, dtype: torch.dtype
+) -> nn.Module:
+    """Containers of uninitialised parameters."""
+    return containers_for(
+        (path, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        for path, shape in shapes.items()
+    )

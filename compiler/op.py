@@ -1,0 +1,111 @@
+"""The record of an op. An op is one file in compiler/ops; nothing else needs to know of it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from multiway.compiler.signature import Signature, infer, parse_signature
+from multiway.compiler.types import Type
+
+Letters = Mapping[str, int]
+"""Sizes by letter of the signature; `*` is the product of the leading axes."""
+
+
+@dataclass(frozen=True)
+class Attr:
+    """An attribute of an op. With a `letter`, its value binds that letter of the signature."""
+
+    doc: str
+    default: Any = None
+    letter: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Shapes on which the generic tests run an op. Ints below `below` fill what is not a float."""
+
+    shapes: Mapping[str, Any]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    below: int = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """Shapes that an op must refuse, and the text with which it does."""
+
+    shapes: Mapping[str, Any]
+    error: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _no_flops(_: Letters) -> float:
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """What an op is. `reference` is the only definition of its meaning: slow, obvious, and right in
+    any float type. Its positional parameters are the inputs of the signature, in that order; its
+    keyword parameters are the attributes.
+    """
+
+    signature: str
+    reference: Callable[..., Any]
+    doc: str
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+    params: tuple[str, ...] = ()
+    derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    flops: Callable[[Letters], float] = _no_flops
+    samples: Sequence[Sample] = ()
+    rejects: Sequence[Reject] = ()
+    cite: str = ""
+
+    def __post_init__(self) -> None:
+        # Lowered code names the function by its public home (multiway/ops.py), which re-exports it.
+        self.reference.__module__ = "multiway.ops"
+
+    @property
+    def name(self) -> str:
+        return self.reference.__name__
+
+    @property
+    def parsed(self) -> Signature:
+        return parse_signature(self.signature)
+
+    def full_attrs(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes with their defaults, in declared order."""
+        unknown = set(attrs) - set(self.attrs)
+        assert not unknown, f"{self.name} has no attribute {unknown}"
+        return {name: attrs.get(name, attr.default) for name, attr in self.attrs.items()}
+
+    def letters(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """The letters that attributes bind."""
+        return {a.letter: attrs[n] for n, a in self.attrs.items() if a.letter}
+
+    def types(
+        self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
+    ) -> tuple[Type, ...]:
+        """Output types for argument types (inputs and parameters). Raises ShapeError."""
+        return infer(self.parsed, arguments, self.letters(attrs), self.derive)[0]
+
+    def sizes(
+        self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What every letter of the signature stands for."""
+        return infer(self.parsed, arguments, self.letters(attrs), self.derive)[1].letters
+
+
+@functools.cache
+def registry() -> Mapping[str, Op]:
+    """Every op by name, in the order of the file names."""
+    package = importlib.import_module("multiway.compiler.ops")
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    ops = [importlib.import_module(f"multiway.compiler.ops.{name}").OP for name in names]
+    for name, op in zip(names, ops, strict=True):
+        assert op.name == name, f"compiler/ops/{name}.py defines {op.name}"
+    return {op.name: op for op in ops}

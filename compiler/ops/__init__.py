@@ -1,0 +1,1 @@
+"""One file an op. See docs/adding_an_op.md."""

@@ -1,0 +1,33 @@
+"""Adds a hidden to the list of those before it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def append(history: Any = None, x: Any = None) -> Any:
+    return [*(history or []), x]
+
+
+def _start(letters: dict[str, Any]) -> dict[str, Any]:
+    return {} if "L" in letters else {"L": 0}
+
+
+OP = Op(
+    signature="history?[L,*]:list, x[*] -> history[L+1,*]:list",
+    reference=append,
+    doc="The list with x at its end; without a list, one that holds x alone.",
+    derive=_start,
+    samples=[
+        Sample(shapes={"history": [(2, 3), (2, 3)], "x": (2, 3)}),
+        Sample(shapes={"x": (2, 3)}),
+    ],
+    rejects=[
+        Reject(
+            shapes={"history": [(2, 3)], "x": (2, 4)},
+            error="* is [2,3] in history but [2,4] in x",
+        )
+    ],
+)

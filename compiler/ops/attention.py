@@ -1,0 +1,57 @@
+"""Scaled dot-product attention, with every score written out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Reject, Sample
+from multiway.compiler.precision import wide
+
+
+def attention(query: Any, key: Any, value: Any, mask: Any = None, *, causal: bool) -> Any:
+    import torch
+
+    if key.shape[1] != query.shape[1]:
+        key, value = (t.repeat_interleave(query.shape[1] // key.shape[1], 1) for t in (key, value))
+    scores = wide(query) @ wide(key).transpose(-1, -2) * query.shape[-1] ** -0.5
+    if causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, float("-inf"))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+def _shared(letters: dict[str, Any]) -> dict[str, Any]:
+    return {"G": letters["H"] // letters["K"]}
+
+
+OP = Op(
+    signature="query[B,H,T,E], key[B,K,S,E], value[B,K,S,E], mask?[M,1,Q,S]:bool -> y[B,H,T,E]",
+    reference=attention,
+    doc=(
+        "softmax(query key' / sqrt(E)) value; query head h reads key head h // (H / K). "
+        "`mask` is true where a query may see a key; M is B or 1, Q is T or 1."
+    ),
+    attrs={"causal": Attr("position t sees 0 .. t only", False)},
+    derive=_shared,
+    flops=lambda n: 4 * n["B"] * n["H"] * n["T"] * n["S"] * n["E"],
+    samples=[
+        Sample(
+            shapes={"query": (2, 4, 3, 5), "key": (2, 2, 3, 5), "value": (2, 2, 3, 5)},
+            attrs={"causal": True},
+        ),
+        Sample(
+            shapes={"query": (2, 2, 3, 5), "key": (2, 2, 4, 5), "value": (2, 2, 4, 5)},
+            attrs={"causal": False},
+        ),
+    ],
+    rejects=[
+        Reject(
+            shapes={"query": (2, 4, 3, 5), "key": (2, 2, 3, 6), "value": (2, 2, 3, 6)},
+            attrs={"causal": True},
+            error="E is 5 in query but 6 in key",
+        )
+    ],
+    cite="arXiv:1706.03762",
+)

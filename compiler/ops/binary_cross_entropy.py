@@ -1,0 +1,34 @@
+"""Binary cross entropy against soft labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Reject, Sample
+from multiway.compiler.precision import wide
+
+
+def binary_cross_entropy(logits: Any, labels: Any, *, times_classes: bool) -> Any:
+    import torch
+
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(wide(logits), wide(labels))
+    return loss * logits.shape[-1] if times_classes else loss
+
+
+OP = Op(
+    signature="logits[B,V], labels[B,V] -> loss[]",
+    reference=binary_cross_entropy,
+    doc="Mean over batch and classes; with times_classes the sum over classes.",
+    attrs={"times_classes": Attr("multiply by the number of classes", False)},
+    flops=lambda n: 8 * n["B"] * n["V"],
+    samples=[
+        Sample(shapes={"logits": (2, 3), "labels": (2, 3)}, attrs={"times_classes": True})
+    ],
+    rejects=[
+        Reject(
+            shapes={"logits": (2, 3), "labels": (2, 4)},
+            attrs={"times_classes": True},
+            error="V is 3 in logits but 4 in labels",
+        )
+    ],
+)

@@ -1,0 +1,26 @@
+"""Lays vectors end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def concat_features(parts: Any) -> Any:
+    import torch
+
+    return torch.cat(parts, dim=-1)
+
+
+OP = Op(
+    signature="parts+[*,D+] -> y[*,D+]",
+    reference=concat_features,
+    doc="One after the other along the last axis.",
+    samples=[Sample(shapes={"parts": [(2, 3), (2, 4)]})],
+    rejects=[
+        Reject(
+            shapes={"parts": [(2, 3), (3, 4)]}, error="* is [2] in parts.0 but [3] in parts.1"
+        )
+    ],
+)

@@ -1,0 +1,26 @@
+"""Looks up a row of a table for every token id."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def embedding(tokens: Any, weight: Any) -> Any:
+    return weight[tokens]
+
+
+OP = Op(
+    signature="tokens[*]:int, weight[V,D] -> y[*,D]",
+    reference=embedding,
+    doc="Row `tokens` of the table, no factor.",
+    params=("weight",),
+    samples=[Sample(shapes={"tokens": (2, 3), "weight": (4, 5)})],
+    rejects=[
+        Reject(
+            shapes={"tokens": (2, 3), "weight": (4, 5, 6)},
+            error="weight has 3 axes, needs [V,D]: [4,5,6]",
+        )
+    ],
+)

@@ -1,0 +1,26 @@
+"""Puts several batches through one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def join_batch(parts: Any) -> Any:
+    import torch
+
+    return torch.cat(parts, dim=0)
+
+
+OP = Op(
+    signature="parts+[B+,*]:any -> y[B+,*]:any",
+    reference=join_batch,
+    doc="One after the other along the batch axis.",
+    samples=[Sample(shapes={"parts": [(2, 3), (2, 3)]})],
+    rejects=[
+        Reject(
+            shapes={"parts": [(2, 3), (2, 4)]}, error="* is [3] in parts.0 but [4] in parts.1"
+        )
+    ],
+)

@@ -1,0 +1,29 @@
+"""A matrix product with an optional bias."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+    import torch
+
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+OP = Op(
+    signature="x[*,D], weight[F,D], bias?[F] -> y[*,F]",
+    reference=linear,
+    doc="x times the transposed weight, plus bias.",
+    params=("weight", "bias"),
+    flops=lambda n: 2 * n["*"] * n["D"] * n["F"],
+    samples=[
+        Sample(shapes={"x": (2, 3, 4), "weight": (5, 4), "bias": (5,)}),
+        Sample(shapes={"x": (3, 4), "weight": (5, 4)}),
+    ],
+    rejects=[
+        Reject(shapes={"x": (2, 4), "weight": (5, 3)}, error="D is 4 in x but 3 in weight")
+    ],
+)

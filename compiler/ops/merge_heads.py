@@ -1,0 +1,20 @@
+"""Lays all heads end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def merge_heads(x: Any) -> Any:
+    return x.transpose(1, 2).flatten(2)
+
+
+OP = Op(
+    signature="x[B,H,T,E] -> y[B,T,H*E]",
+    reference=merge_heads,
+    doc="The inverse of split_heads.",
+    samples=[Sample(shapes={"x": (2, 3, 4, 5)})],
+    rejects=[Reject(shapes={"x": (2, 3, 4)}, error="x has 3 axes, needs [B,H,T,E]: [2,3,4]")],
+)

@@ -1,0 +1,33 @@
+"""Root mean square normalisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Reject, Sample
+from multiway.compiler.precision import wide
+
+
+def rms_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:
+    x_wide = wide(x)
+    y = (x_wide * (x_wide.square().mean(-1, keepdim=True) + eps).rsqrt()).to(x.dtype)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+OP = Op(
+    signature="x[*,D], weight?[D], bias?[D] -> y[*,D]",
+    reference=rms_norm,
+    doc="x / sqrt(mean of squares + eps) in at least float32, cast back, then times weight.",
+    attrs={"eps": Attr("added to the mean of squares", 1e-6)},
+    params=("weight", "bias"),
+    flops=lambda n: 5 * n["*"] * n["D"],
+    samples=[
+        Sample(shapes={"x": (2, 3, 4), "weight": (4,)}, attrs={"eps": 1e-6}),
+        Sample(shapes={"x": (3, 4)}, attrs={"eps": 1e-5}),
+    ],
+    rejects=[
+        Reject(shapes={"x": (2, 4), "weight": (5,)}, error="D is 4 in x but 5 in weight")
+    ],
+    cite="arXiv:1910.07467",
+)

@@ -1,0 +1,44 @@
+"""Turns pairs of channels by an angle that grows with the position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Reject, Sample
+
+
+def rotary(x: Any, cos: Any, sin: Any, *, pairs: str) -> Any:
+    import torch
+
+    cos, sin = cos[:, None], sin[:, None]
+    turned, rest = x[..., : 2 * cos.shape[-1]].to(cos.dtype), x[..., 2 * cos.shape[-1] :]
+    if pairs == "half":
+        a, b = turned.chunk(2, dim=-1)
+        y = torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+    else:
+        a, b = turned[..., 0::2], turned[..., 1::2]
+        y = torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2)
+    return torch.cat([y.to(x.dtype), rest], dim=-1)
+
+
+OP = Op(
+    signature="x[B,H,T,E], cos[P,T,R], sin[P,T,R] -> y[B,H,T,E]",
+    reference=rotary,
+    doc="The leading 2R channels turn in pairs, the rest pass.",
+    attrs={"pairs": Attr("half: j with j + R; adjacent: 2j with 2j + 1", "half")},
+    flops=lambda n: 6 * n["B"] * n["H"] * n["T"] * n["R"],
+    samples=[
+        Sample(
+            shapes={"x": (2, 3, 4, 6), "cos": (1, 4, 2), "sin": (1, 4, 2)}, attrs={"pairs": p}
+        )
+        for p in ("half", "adjacent")
+    ],
+    rejects=[
+        Reject(
+            shapes={"x": (2, 3, 4, 6), "cos": (1, 5, 2), "sin": (1, 4, 2)},
+            attrs={"pairs": "half"},
+            error="T is 4 in x but 5 in cos",
+        )
+    ],
+    cite="arXiv:2104.09864",
+)

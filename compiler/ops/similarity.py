@@ -1,0 +1,27 @@
+"""All dot products between two sets of vectors, times a learned temperature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def similarity(a: Any, b: Any, scale: Any) -> Any:
+    return scale.exp() * (a @ b.T)
+
+
+OP = Op(
+    signature="a[A,D], b[B,D], scale[] -> y[A,B]",
+    reference=similarity,
+    doc="exp(scale) a b'.",
+    params=("scale",),
+    flops=lambda n: 2 * n["A"] * n["B"] * n["D"],
+    samples=[Sample(shapes={"a": (2, 4), "b": (3, 4), "scale": ()})],
+    rejects=[
+        Reject(
+            shapes={"a": (2, 4), "b": (3, 5), "scale": ()}, error="D is 4 in a but 5 in b"
+        )
+    ],
+    cite="arXiv:2103.00020",
+)

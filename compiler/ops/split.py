@@ -1,0 +1,26 @@
+"""Cuts a joined sequence into its segments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def split(x: Any, sizes: Any) -> Any:
+    import torch
+
+    return torch.split(x, sizes, dim=1)
+
+
+OP = Op(
+    signature="x[B,T+,D], sizes[T+]:sizes -> parts+[B,T+,D]",
+    reference=split,
+    doc="The inverse of concat.",
+    samples=[Sample(shapes={"x": (2, 4, 5), "sizes": (3, 1)})],
+    rejects=[
+        Reject(
+            shapes={"x": (2, 5, 4), "sizes": (3, 1)}, error="T+ is [3,1] in sizes but 5 in x"
+        )
+    ],
+)

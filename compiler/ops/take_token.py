@@ -1,0 +1,21 @@
+"""One token of every sequence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Reject, Sample
+
+
+def take_token(x: Any, *, index: int) -> Any:
+    return x[:, index]
+
+
+OP = Op(
+    signature="x[B,T,D] -> y[B,D]",
+    reference=take_token,
+    doc="Token `index`.",
+    attrs={"index": Attr("which token; negative counts from the end", 0)},
+    samples=[Sample(shapes={"x": (2, 3, 4)}, attrs={"index": 0})],
+    rejects=[Reject(shapes={"x": (2, 3)}, error="x has 2 axes, needs [B,T,D]: [2,3]")],
+)

@@ -1,0 +1,120 @@
+"""The functions of `import multiway as mw`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from multiway.compiler.build import build as build_graph
+from multiway.compiler.graph import LayerGraph
+from multiway.compiler.heads import kinds
+from multiway.runtime.rename import RenameTable
+from multiway.specs import MultiwayError, Spec
+from multiway.specs import load as load_spec
+from multiway.specs.errors import one_of
+from multiway.specs.source import Node
+from multiway.zoo import catalogue
+
+if TYPE_CHECKING:
+    import torch
+
+    from multiway.runtime.model import Model
+
+SpecLike = str | Path | Mapping[str, Any] | Node | Spec
+
+
+def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:  # noqa: A002
+    """Reads and checks a spec: a zoo name, a path, a mapping. Raises MultiwayError.
+
+    set: values to change, by path (`block.order`) or, without a dot, dims (`depth`).
+    """
+    if isinstance(source, Spec):
+        assert not set, "a Spec is final; set values where it is loaded"
+        return source
+    return load_spec(source, set=set, resolver=catalogue(), kinds=kinds())
+
+
+def build(
+    source: SpecLike,
+    *,
+    head: str | None = None,
+    program: str | None = None,
+    taps: Sequence[str] = (),
+    set: Mapping[str, Any] | None = None,  # noqa: A002
+) -> LayerGraph:
+    """The layer graph of one program; `graph.nx` is the networkx graph. Imports no torch.
+
+    head may be left out when the spec has one; program defaults to the head's main one.
+    """
+    return build_graph(load(source, set=set), head=head, program=program, taps=taps)
+
+
+def compile(  # noqa: A001 - the word for it
+    source: SpecLike,
+    *,
+    head: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    taps: Sequence[str] = (),
+    weights: str | Path | None = None,
+    fuse: bool = True,
+    set: Mapping[str, Any] | None = None,  # noqa: A002
+) -> Model:
+    """A model that runs, with initial weights or those of a file. Raises MultiwayError.
+
+    weights: a file that multiway wrote. For released checkpoints see `import_weights`.
+    fuse: False gives the reference, which defines what every other form must compute. No fusing
+        pass is in the pipeline of this version, so both are the reference.
+    """
+    import torch
+
+    from multiway.compiler.compile import compile_spec
+    from multiway.runtime.weights import load_weights
+
+    model = compile_spec(
+        load(source, set=set),
+        head=head,
+        device=device,
+        dtype=dtype or torch.float32,
+        seed=seed,
+        taps=taps,
+    )
+    if weights is not None:
+        load_weights(model, weights)
+    return model
+
+
+def save(model: Model, path: str | Path) -> None:
+    """Writes the weights of a model as safetensors under spec paths."""
+    from multiway.runtime.weights import save_weights
+
+    save_weights(model, path)
+
+
+def rename_table(spec: Spec, family: str | None = None) -> RenameTable:
+    """How the family of a spec names its parameters in released checkpoints.
+
+    family: the folder of the zoo; default: the one the spec comes from. Raises MultiwayError.
+    """
+    zoo = catalogue()
+    found = family or zoo.family_of(spec)
+    if found is None or found not in zoo.families:
+        raise MultiwayError.one(
+            "unknown-family",
+            f"{spec.name} is of no family whose checkpoints are known"
+            if family is None
+            else f"there is no family {family!r}",
+            place="weights",
+            expected=one_of(zoo.families),
+        )
+    facts = {**{name: int(v) for name, v in spec.dims.items()}, "wiring": spec.wiring.use}
+    return RenameTable(zoo.weights(found), facts)
+
+
+def import_weights(model: Model, path: str | Path, *, family: str | None = None) -> None:
+    """Reads a released checkpoint (.pth, .bin, .safetensors) into a model. Raises MultiwayError."""
+    from multiway.runtime.weights import load_weights
+
+    load_weights(model, path, table=rename_table(model.spec, family))

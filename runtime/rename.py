@@ -1,0 +1,115 @@
+"""Names of parameters in other people's files, from a table that is data (zoo/<family>/weights.yaml).
+
+    vars:     names that stand for one of several texts: `way: {vision: A, text: B}`
+    names:    ours -> theirs; `{way}` matches a key and is replaced by its value, `{i}` matches a
+              number; behind the arrow `{i-1}` and dims such as `{depth-1}` may be used
+    stacked:  several of ours, laid on top of one another, are one of theirs
+    ignore:   patterns of theirs that nothing reads
+
+`when:` limits an entry to specs with that wiring. Both directions follow from one table.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+_VARIABLE = re.compile(r"\{(\w+)(?:([+-])(\d+))?\}")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One foreign tensor and the parameters that it holds, one below the other."""
+
+    ours: tuple[str, ...]
+    theirs: str
+
+
+class RenameTable:
+    """The table of a family, for one spec. `facts` are its dims and the name of its wiring."""
+
+    def __init__(self, data: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        self.facts = facts
+        self.doc = str(data.get("doc", ""))
+        self.unwrap = tuple(data.get("unwrap", ()))
+        self.vars = {
+            name: values if isinstance(values, dict) else {v: v for v in values}
+            for name, values in data.get("vars", {}).items()
+        }
+        self.stacked = [entry for entry in data.get("stacked", ()) if self._holds(entry)]
+        self.names = dict(data["names"])
+        self.ignored = [
+            pattern
+            for entry in data.get("ignore", ())
+            if self._holds(entry)
+            for pattern in entry["names"]
+        ]
+
+    def _holds(self, entry: Mapping[str, Any]) -> bool:
+        return all(self.facts.get(name) == value for name, value in entry.get("when", {}).items())
+
+    def ignores(self, theirs: str) -> bool:
+        """Whether a foreign tensor may be left unread."""
+        return any(fnmatch.fnmatchcase(theirs, pattern) for pattern in self.ignored)
+
+    def pairs(self, ours: Iterable[str]) -> tuple[list[Pair], list[str]]:
+        """Foreign tensors for our parameters, and those of ours that the table does not know."""
+        found: dict[str, Pair] = {}
+        unknown = []
+        for path in ours:
+            pair = self._stack(path) or self._single(path)
+            if pair is None:
+                unknown.append(path)
+            else:
+                found[pair.theirs] = pair
+        return list(found.values()), unknown
+
+    def _stack(self, path: str) -> Pair | None:
+        for entry in self.stacked:
+            for pattern in entry["ours"]:
+                bound = self._match(pattern, path)
+                if bound is not None:
+                    ours = tuple(_fill(each, bound, {}) for each in entry["ours"])
+                    return Pair(ours, self._foreign(entry["theirs"], bound))
+        return None
+
+    def _single(self, path: str) -> Pair | None:
+        for pattern, theirs in self.names.items():
+            bound = self._match(pattern, path)
+            if bound is not None:
+                return Pair((path,), self._foreign(theirs, bound))
+        return None
+
+    def _match(self, pattern: str, path: str) -> dict[str, str] | None:
+        """What the variables of a pattern stand for in a path of ours, None: no match."""
+        parts = [
+            self._choice(text) if i % 2 else re.escape(text)
+            for i, text in enumerate(re.split(r"\{(\w+)\}", pattern))
+        ]
+        match = re.fullmatch("".join(parts), path)
+        return match.groupdict() if match else None
+
+    def _choice(self, name: str) -> str:
+        options = "|".join(map(re.escape, self.vars[name])) if name in self.vars else r"\d+"
+        return f"(?P<{name}>{options})"
+
+    def _foreign(self, theirs: str, bound: Mapping[str, str]) -> str:
+        values: dict[str, Any] = {**self.facts, **bound}
+        for name, value in bound.items():
+            if name in self.vars:
+                values[name] = self.vars[name][value]
+        return _fill(theirs, values, self.facts)
+
+
+def _fill(text: str, values: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    def one(match: re.Match[str]) -> str:
+        name, sign, shift = match.groups()
+        value = values.get(name, facts.get(name))
+        if not sign:
+            return str(value)
+        return str(int(value) + (int(shift) if sign == "+" else -int(shift)))
+
+    return _VARIABLE.sub(one, text)

@@ -1,0 +1,283 @@
+"""Declares the language: one frozen dataclass a mapping of the spec, one field a key.
+
+From such a class follow both the JSON Schema that `jsonschema` checks documents with (schema.py)
+and the conversion of a checked document into typed values (`Reader` below). A key is declared once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, TypeVar
+
+from multiway.specs import expressions
+from multiway.specs.errors import MultiwayError, Report, Span, one_of
+from multiway.specs.expressions import Expr, ExpressionError
+from multiway.specs.source import Node
+
+MAX_COUNT = 1e9  # no dimension of a model is larger
+
+Count = typing.NewType("Count", int)  # an expression whose value is a whole number >= 1
+Offset = typing.NewType("Offset", int)  # the same, >= 0
+Real = typing.NewType("Real", float)  # an expression with any finite value
+Test = typing.NewType("Test", bool)  # an expression that is true or false
+C = TypeVar("C", bound="Config")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A mapping of the spec. Class variables say which short forms stand for one.
+
+    `short`: the key that a bare string fills in (`norm: rms_norm`). `switch`: `true` stands for the
+    empty mapping, `false` for leaving it out. `required`: keys that have no default.
+    """
+
+    short: ClassVar[str] = ""
+    switch: ClassVar[bool] = False
+    required: ClassVar[tuple[str, ...]] = ()
+
+    node: Node = field(repr=False, compare=False)
+
+    def span(self, key: str = "") -> Span:
+        """Where `key` is written, or the whole mapping where it is not."""
+        if key and (child := self.node.get(key)) is not None:
+            return child.span
+        return self.node.span
+
+    def check(self, report: Report) -> None:
+        """Adds what is wrong with these values alone. Subclasses override."""
+
+
+def key(doc: str, *, default: Any = None) -> Any:
+    """A key of a mapping, with its line of documentation."""
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default, metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True, eq=False)
+class Formula:
+    """An expression that is evaluated later, when names such as `sources` have values."""
+
+    expr: Expr
+    node: Node
+    names: Mapping[str, float]
+
+    def number(self, **names: float) -> float:
+        return evaluate_at(self.expr, self.node, {**self.names, **names})
+
+    def count(self, **names: float) -> int:
+        return _whole(self.number(**names), self.node, minimum=1)
+
+
+class Kinds:
+    """A mapping whose `kind:` chooses its class: `Kinds(Learned, Rotary)` in an annotation."""
+
+    def __init__(self, *classes: type[Config]) -> None:
+        self.classes = {kind_of(cls): cls for cls in classes}
+
+
+def kind_of(cls: type[Config]) -> str:
+    """The value of `kind:` that stands for a class: its only Literal."""
+    (kind,) = typing.get_args(typing.get_type_hints(cls)["kind"])
+    return str(kind)
+
+
+@functools.cache
+def keys_of(cls: type[Config]) -> dict[str, tuple[Any, str]]:
+    """Key name to (annotation, doc), in declared order."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    fields = [f for f in dataclasses.fields(cls) if f.name != "node"]
+    return {f.name: (hints[f.name], f.metadata.get("doc", "")) for f in fields}
+
+
+def unwrap(annotation: Any) -> tuple[Any, bool]:
+    """An annotation without `| None`, and whether None was in it."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        args = [a for a in typing.get_args(annotation) if a is not type(None)]
+        if len(args) == 1:
+            return args[0], True
+        return typing.Union[tuple(args)], True  # noqa: UP007
+    return annotation, False
+
+
+def kinds_in(annotation: Any) -> Kinds | None:
+    """The Kinds in `Annotated[A | B, Kinds(A, B)]`, if there is one."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        found = [m for m in typing.get_args(annotation)[1:] if isinstance(m, Kinds)]
+        return found[0] if found else None
+    return None
+
+
+class Names(Mapping[str, float]):
+    """Values of names, which remembers whether `layer` was read.
+
+    A block that never reads it is the same in every layer and is converted once.
+    """
+
+    def __init__(self, values: Mapping[str, float]) -> None:
+        self.values_ = dict(values)
+        self.read_layer = False
+
+    def __getitem__(self, name: str) -> float:
+        self.read_layer |= name == "layer"
+        return self.values_[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.values_
+
+    def __iter__(self) -> Any:
+        return iter(self.values_)
+
+    def __len__(self) -> int:
+        return len(self.values_)
+
+
+class Reader:
+    """Converts nodes that the schema has accepted into Config objects, collecting problems."""
+
+    def __init__(self, names: Mapping[str, float], report: Report) -> None:
+        self.names, self.report = names, report
+
+    def config(self, cls: type[C], node: Node) -> C | None:
+        """An object of `cls`, or None when the mapping is switched off or something is wrong."""
+        value = node.value
+        if value is None or value is False:
+            return None
+        if not isinstance(value, dict):
+            children = {cls.short: node} if isinstance(value, str) and cls.short else {}
+            node = Node(children, node.span)
+        before = len(self.report.problems)
+        values: dict[str, Any] = {}
+        for name, (annotation, _) in keys_of(cls).items():
+            child = node.get(name)
+            if child is not None:
+                values[name] = self.guarded(annotation, child)
+            elif name in cls.required:
+                self.missing(name, cls, node)
+        if len(self.report.problems) > before:
+            return None
+        made = cls(node=node, **values)
+        made.check(self.report)
+        return made
+
+    def missing(self, name: str, cls: type[Config], node: Node) -> None:
+        self.report.add(
+            "missing-key",
+            f"{cls.__name__.lower()} needs {name!r}",
+            span=node.span,
+            expected=f"{name}: {keys_of(cls)[name][1]}",
+        )
+
+    def guarded(self, annotation: Any, node: Node) -> Any:
+        try:
+            return self.convert(annotation, node)
+        except MultiwayError as error:
+            self.report.extend(error)
+            return None
+
+    def convert(self, annotation: Any, node: Node) -> Any:
+        annotation, optional = unwrap(annotation)
+        if node.value is None and optional:
+            return None
+        if (kinds := kinds_in(annotation)) is not None:
+            return self.kinds(kinds, node)
+        origin = typing.get_origin(annotation)
+        if origin is tuple:
+            inner = typing.get_args(annotation)[0]
+            return tuple(self.convert(inner, child) for child in node.value)
+        if origin is dict:
+            inner = typing.get_args(annotation)[1]
+            return {name: self.guarded(inner, child) for name, child in node.value.items()}
+        if isinstance(annotation, type) and issubclass(annotation, Config):
+            return self.config(annotation, node)
+        return self.leaf(annotation, node)
+
+    def leaf(self, annotation: Any, node: Node) -> Any:
+        if annotation is Formula:
+            return Formula(parse_expression(node), node, dict(self.names))
+        if annotation is Count:
+            return _whole(self.number(node), node, minimum=1)
+        if annotation is Offset:
+            return _whole(self.number(node), node, minimum=0)
+        if annotation is Real:
+            return self.number(node)
+        if annotation is Test:
+            return bool(self.number(node))
+        if annotation is str:
+            return str(node.value)
+        assert annotation is bool or annotation is int or _is_literal(annotation), annotation
+        return node.value
+
+    def kinds(self, kinds: Kinds, node: Node) -> Any:
+        if node.value is False:
+            return None
+        if isinstance(node.value, str):
+            node = Node({"kind": node}, node.span)
+        kind = node.get("kind")
+        if kind is None:
+            expected = f"kind: {one_of(kinds.classes)}"
+            self.report.add("missing-key", "needs 'kind'", span=node.span, expected=expected)
+            return None
+        return self.config(kinds.classes[kind.value], node)
+
+    def number(self, node: Node) -> float:
+        return evaluate_at(parse_expression(node), node, self.names)
+
+
+def _is_literal(annotation: Any) -> bool:
+    return typing.get_origin(annotation) is Literal
+
+
+def parse_expression(node: Node) -> Expr:
+    """The expression that a scalar holds. Raises MultiwayError at its place."""
+    if isinstance(node.value, bool) or not isinstance(node.value, (int, float, str)):
+        raise MultiwayError.one(
+            "wrong-type",
+            f"this is {node.kind()}",
+            span=node.span,
+            expected="a number, or an expression over dims",
+        )
+    try:
+        return expressions.parse(str(node.value))
+    except ExpressionError as error:
+        raise _placed(error, node) from None
+
+
+def evaluate_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
+    """The value of the expression in `node`. Raises MultiwayError at its place."""
+    try:
+        return expressions.evaluate(expr, names)
+    except ExpressionError as error:
+        raise _placed(error, node) from None
+
+
+def _placed(error: ExpressionError, node: Node) -> MultiwayError:
+    shift = 1 if node.quoted else 0
+    span = node.span.part(error.start + shift, error.length)
+    return MultiwayError.one(error.code, error.message, span=span, expected=error.expected)
+
+
+def _whole(value: float, node: Node, *, minimum: int) -> int:
+    shown = f"{value:g}" if value == int(value) else repr(value)
+    came = f"{node.value!s} is {shown}" if str(node.value) != shown else f"{shown}"
+    if isinstance(value, bool) or value != int(value):
+        raise MultiwayError.one(
+            "not-whole",
+            f"{came}, which is not a whole number",
+            span=node.span,
+            expected="a whole number; round_to, round_up, floor and ceil make one",
+        )
+    if value < minimum:
+        raise MultiwayError.one(
+            "too-small", f"{came}", span=node.span, expected=f"a whole number of at least {minimum}"
+        )
+    if value > MAX_COUNT:
+        raise MultiwayError.one(
+            "absurd-size", f"{came}", span=node.span, expected=f"at most {MAX_COUNT:,.0f}"
+        )
+    return int(value)

@@ -1,0 +1,112 @@
+"""The one error class of multiway and how it looks to the person who has to act on it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+MAX_PROBLEMS = 20
+_CLIP = 100  # longest part of a source line that is shown
+
+
+@dataclass(frozen=True)
+class Span:
+    """A place in a text: `line` and `column` count from 1, `text` is the whole line."""
+
+    file: str
+    line: int
+    column: int
+    length: int = 1
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}"
+
+    def part(self, offset: int, length: int) -> Span:
+        """The span of `length` characters that starts `offset` characters into this one."""
+        return Span(self.file, self.line, self.column + offset, max(length, 1), self.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong: what, where, and what would be right."""
+
+    code: str
+    message: str
+    span: Span | None = None
+    place: str = ""  # used where there is no text to point at: a weights file, a command option
+    expected: str = ""
+    nearest: str = ""
+    notes: tuple[tuple[str, str], ...] = ()
+
+    def render(self) -> str:
+        where = str(self.span) if self.span else self.place
+        lines = [f"{where}: error[{self.code}]: {self.message}".removeprefix(": ")]
+        if self.span and self.span.text:
+            lines += _excerpt(self.span)
+        hints = [("expected", self.expected), ("nearest", self.nearest), *self.notes]
+        shown = [(label + ":", text) for label, text in hints if text]
+        width = max((len(label) for label, _ in shown), default=0)
+        lines += [f"  {label:<{width}} {text}" for label, text in shown]
+        return "\n".join(lines)
+
+
+def _excerpt(span: Span) -> list[str]:
+    text = "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in span.text.rstrip("\r\n"))
+    start = 0
+    if len(text) > _CLIP:
+        start = max(0, min(span.column - 1 - _CLIP // 4, len(text) - _CLIP))
+        text = text[start : start + _CLIP]
+    caret = span.column - 1 - start
+    length = max(1, min(span.length, len(text) - caret))
+    return [f"{span.line:>5} | {text}", f"      | {' ' * caret}{'^' * length}"]
+
+
+class MultiwayError(Exception):
+    """What the user gave cannot be used. Holds every problem found, at most `MAX_PROBLEMS`."""
+
+    def __init__(self, problems: Sequence[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__(self.render())
+
+    def render(self) -> str:
+        return "\n\n".join(problem.render() for problem in self.problems)
+
+    @classmethod
+    def one(cls, code: str, message: str, **where: object) -> MultiwayError:
+        return cls([Problem(code=code, message=message, **where)])  # type: ignore[arg-type]
+
+
+@dataclass
+class Report:
+    """Collects problems, so that a user sees all of them at once and none twice."""
+
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, code: str, message: str, **where: object) -> None:
+        problem = Problem(code=code, message=message, **where)  # type: ignore[arg-type]
+        if problem not in self.problems and len(self.problems) < MAX_PROBLEMS:
+            self.problems.append(problem)
+
+    def extend(self, error: MultiwayError) -> None:
+        for problem in error.problems:
+            if problem not in self.problems and len(self.problems) < MAX_PROBLEMS:
+                self.problems.append(problem)
+
+    def raise_if_any(self) -> None:
+        if self.problems:
+            raise MultiwayError(self.problems)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like `name`, or an empty string."""
+    found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
+    return found[0] if found else ""
+
+
+def one_of(names: Iterable[str], *, limit: int = 24) -> str:
+    """`one of a, b, c` for an error's `expected` line."""
+    names = list(names)
+    more = f", and {len(names) - limit} more" if len(names) > limit else ""
+    return f"one of {', '.join(names[:limit])}{more}" if len(names) > 1 else ", ".join(names)
