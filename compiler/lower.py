@@ -6,10 +6,8 @@ several with getitem. All programs of a model read the same parameter modules.
 
 from __future__ import annotations
 
-import heapq
 import operator
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,14 +15,7 @@ from torch import fx, nn
 
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
 from multiway.compiler.op import registry
-
-
-@dataclass
-class _Item:
-    """A step of the root program: one node, or a block with its nodes."""
-
-    block: str
-    records: list[Record] = field(default_factory=list)
+from multiway.compiler.steps import Step, steps
 
 
 def lower(graph: LayerGraph, containers: nn.Module) -> fx.GraphModule:
@@ -100,7 +91,7 @@ class _Lowering:
         for record in self.graph.inputs():
             node = self.root.placeholder(record.path.split(".", 1)[1], Value(record.path))
             self.root.bind(record, node, bool(record.attrs["list"]))
-        for item in self.items():
+        for item in steps(self.graph):
             if item.block:
                 self.block(item)
             elif item.records[0].op == OUTPUT:
@@ -111,38 +102,7 @@ class _Lowering:
         roots.pop("blocks")
         return _module(self.root.fx, {**roots, **self.blocks}, self.graph.name)
 
-    def items(self) -> list[_Item]:
-        """Steps of the root program in an order in which each follows what it reads.
-
-        Among those that could come next, the one that was built first does.
-        """
-        items: dict[str, _Item] = {}
-        for record in self.graph:
-            block = block_of(record.path)
-            items.setdefault(block or record.path, _Item(block)).records.append(record)
-        rank = {key: i for i, key in enumerate(items)}
-        needs: dict[str, set[str]] = {key: set() for key in items}
-        followers: dict[str, set[str]] = {key: set() for key in items}
-        for record in self.graph:
-            key = block_of(record.path) or record.path
-            for value in self.graph.sources(record.path).values():
-                source = block_of(value.path) or value.path
-                if source != key:
-                    needs[key].add(source)
-                    followers[source].add(key)
-        ready = [(rank[key], key) for key, needed in needs.items() if not needed]
-        heapq.heapify(ready)
-        order = []
-        while ready:
-            _, key = heapq.heappop(ready)
-            order.append(items[key])
-            for follower in followers[key]:
-                needs[follower].discard(key)
-                if not needs[follower]:
-                    heapq.heappush(ready, (rank[follower], follower))
-        return order
-
-    def block(self, item: _Item) -> None:
+    def block(self, item: Step) -> None:
         """Makes a block's GraphModule and calls it."""
         scope = _Scope(self.graph, item.block)
         outside = self._read_from_outside(item)
@@ -168,7 +128,7 @@ class _Lowering:
                 )
             )
 
-    def _read_from_outside(self, item: _Item) -> list[Value]:
+    def _read_from_outside(self, item: Step) -> list[Value]:
         inside = {record.path for record in item.records}
         reads = [
             value
@@ -178,7 +138,7 @@ class _Lowering:
         ]
         return list(dict.fromkeys(reads))
 
-    def _read_outside(self, item: _Item) -> list[Value]:
+    def _read_outside(self, item: Step) -> list[Value]:
         return [
             value
             for record in item.records

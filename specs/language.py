@@ -296,6 +296,7 @@ class Head(Config):
 
     required = ("kind",)
 
+    like: str | None = key("another head of this spec, which this one changes")
     dims: dict[str, Formula] = key("dims that differ for this task", default={})
     output_norm: bool = key("whether output.norm is used", default=True)
 

@@ -170,6 +170,33 @@ def with_defaults(tree: Node) -> Node:
     return merge(read_file(DEFAULTS), tree)
 
 
+def with_likes(tree: Node) -> Node:
+    """The tree with every head that is `like` another merged over that one."""
+    heads = tree.get("heads")
+    if heads is None or not isinstance(heads.value, dict):
+        return tree
+    made = {name: _like(heads, name, ()) for name in heads.value}
+    heads = Node(made, heads.span, heads.keys, heads.size)
+    return Node({**tree.value, "heads": heads}, tree.span, tree.keys, tree.size)
+
+
+def _like(heads: Node, name: str, chain: tuple[str, ...]) -> Node:
+    head = heads[name]
+    like = head.get("like")
+    if like is None:
+        return head
+    if like.value not in heads.value or like.value in (*chain, name):
+        raise MultiwayError.one(
+            "unknown-head",
+            f"head {name!r} cannot be like {like.kind()}",
+            span=like.span,
+            expected=one_of(n for n in heads.value if n != name),
+            nearest=nearest(str(like.value), heads.value),
+        )
+    rest = {key: node for key, node in head.value.items() if key != "like"}
+    return merge(_like(heads, like.value, (*chain, name)), Node(rest, head.span, head.keys))
+
+
 def with_wiring(tree: Node) -> Node:
     """The tree with its named wiring read from specs/wirings and merged under what the spec says."""
     wiring = tree["wiring"]

@@ -35,7 +35,7 @@ from multiway.specs.language import (
     Output,
     Wiring,
 )
-from multiway.specs.merge import Resolver, apply_sets, extend, merge, with_defaults, with_wiring
+from multiway.specs.merge import Resolver, apply_sets, extend, merge, with_defaults, with_likes, with_wiring
 from multiway.specs.schema import check_schema
 from multiway.specs.source import Node, parse, read_file
 
@@ -158,7 +158,7 @@ def load(
     """
     document, folder = _document(source, resolver)
     tree = with_defaults(extend(document, resolver, folder=folder))
-    tree = with_wiring(apply_sets(tree, set or {}))
+    tree = with_wiring(with_likes(apply_sets(tree, set or {})))
     report = Report()
     check_schema(tree, kinds, report)
     report.raise_if_any()

@@ -1,0 +1,115 @@
+"""What a program costs: parameters, FLOPs and bytes by part, from the layer graph alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value
+from multiway.compiler.op import registry
+from multiway.compiler.types import History, Sizes, Sym, Tensor, Type, number
+
+_BYTES = {"float": 4, "int": 8, "bool": 1}
+PARTS = ("embed", "attention", "ffn", "mix", "output", "heads", "other")
+
+
+@dataclass(kw_only=True)
+class Cost:
+    """Costs of a part. Bytes are those of float32."""
+
+    parameters: int = 0  # declared
+    active: int = 0  # read by the program
+    flops: float = 0.0  # multiply and add count as two
+    activation_bytes: int = 0  # everything that nodes put out
+
+    def add(self, other: Cost) -> None:
+        self.parameters += other.parameters
+        self.active += other.active
+        self.flops += other.flops
+        self.activation_bytes += other.activation_bytes
+
+    @property
+    def weight_bytes(self) -> int:
+        return 4 * self.parameters
+
+
+def part_of(path: str) -> str:
+    """The part that a node or parameter counts towards."""
+    names = path.split(".")
+    if "mix" in names or names[0] == "history":
+        return "mix"
+    if "blocks" in names[:2]:
+        rest = names[names.index("blocks") + 2 :]
+        return rest[0] if rest and rest[0] in PARTS else "other"
+    return next((part for part in ("embed", "output", "heads") if part in names[:2]), "other")
+
+
+def costs(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, Cost]:
+    """Costs by part. `sizes` gives a number for every named size, e.g. {"B": 1, "T": 2048}."""
+    found = {part: Cost() for part in PARTS}
+    for param in graph.params.values():
+        found[part_of(param.path)].parameters += param.size
+    read = {path for record in graph for path in record.params.values()}
+    for path in read:
+        found[part_of(path)].active += graph.params[path].size
+    for record in graph:
+        if record.op in (INPUT, OUTPUT):
+            continue
+        cost = found[part_of(record.path)]
+        cost.flops += node_flops(graph, record, sizes)
+        if record.op != "append":  # a list of what is there already
+            cost.activation_bytes += sum(type_bytes(t, sizes) for t in record.outputs)
+    return {part: cost for part, cost in found.items() if cost != Cost()}
+
+
+def total(parts: Mapping[str, Cost]) -> Cost:
+    whole = Cost()
+    for cost in parts.values():
+        whole.add(cost)
+    return whole
+
+
+def node_flops(graph: LayerGraph, record: Record, sizes: Mapping[str, int]) -> float:
+    """FLOPs of one node, from its op's own formula."""
+    op = registry()[record.op]
+    types: dict[str, object] = {}
+    for name, given in graph.arguments(record.path).items():
+        single = isinstance(given, Value)
+        types[name] = graph.type(given) if single else [graph.type(v) for v in given]  # type: ignore
+    types |= {role: Tensor(graph.params[path].shape) for role, path in record.params.items()}
+    letters = {}
+    for letter, value in op.sizes(types, record.attrs).items():  # type: ignore[arg-type]
+        if letter == "*":
+            letters[letter] = math.prod(number(d, sizes) for d in value)
+        elif isinstance(value, (int, Sym)):
+            letters[letter] = number(value, sizes)
+    return op.flops(letters)
+
+
+def type_bytes(kind: Type, sizes: Mapping[str, int]) -> int:
+    """Bytes of a value in float32."""
+    match kind:
+        case Tensor(shape, dtype):
+            return math.prod(number(d, sizes) for d in shape) * _BYTES[dtype]
+        case History(length, shape):
+            return length * math.prod(number(d, sizes) for d in shape) * _BYTES["float"]
+        case Sizes():
+            return 0
+
+
+def default_sizes(
+    graph: LayerGraph, limits: Mapping[str, int], *, batch: int, length: int | None
+) -> dict[str, int]:
+    """Numbers for the named sizes of a graph: the batch, and lengths at their limit or `length`."""
+    names = {
+        name
+        for record in graph
+        for kind in record.outputs
+        for dim in (kind.dims if isinstance(kind, Sizes) else kind.shape)
+        if isinstance(dim, Sym)
+        for name, _ in dim.terms
+    }
+    longest = length or max(limits.values(), default=0) or 512
+    found = {name: limits.get(name, longest) if length is None else length for name in names}
+    return {**found, "B": batch}
