@@ -59,30 +59,6 @@ def visible(graph: LayerGraph) -> Iterator[Step | Fold]:
             last = ""
 
 
-def line(self) -> str:
-        if self.count == 1:
-            return f"# {self.first}"
-        sizes = "" if self.same_sizes else " (sizes differ)"
-        return f"# {self.first} to {self.last}: {self.count} blocks like this one{sizes}"
-
-
-def to_text(graph: LayerGraph, *, fold: bool = True) -> str:
-    """The whole graph. Folding shows the first of consecutive blocks that have the same layout."""
-    lines = [f"# program {graph.name}: {len(graph)} nodes"]
-    shown = ""
-    folds = {each.first: each for each in folded(graph)} if fold else {}
-    for record in graph:
-        block = block_of(record.path)
-        if fold and block:
-            if block not in folds:
-                continue
-            if block != shown:
-                lines.append(folds[block].line())
-        shown = block
-        lines.append(line(graph, record))
-    return "\n".join(lines)
-
-
 def line(graph: LayerGraph, record: Record) -> str:
     """`path = op(inputs, attributes) -> types  # parameters`."""
     inputs = [_argument(graph, name, value) for name, value in graph.arguments(record.path).items()]
