@@ -19,7 +19,8 @@ from multiway.compiler.parameters import (
     split_norms,
 )
 from multiway.compiler.types import Tensor, Type, sym
-from multiway.specs.language import Block, Config, Experts, Learned, Norm, PlainNorm, Rotary
+from multiway.specs.config import Config
+from multiway.specs.language import Block, Experts, Learned, Norm, PlainNorm, Rotary
 from multiway.specs.spec import Spec
 
 
@@ -44,7 +45,7 @@ class Cache:
 
 @dataclass(kw_only=True)
 class Hiddens:
-    """What blocks work on: hidden states of one or more joined segments, and what goes with them."""
+    """What blocks work on: hidden states of one or more joined segments, and what they need."""
 
     hidden: Value
     segments: tuple[Segment, ...]
@@ -138,9 +139,13 @@ class Builder:
 
     # Routing
 
-    def routed(self, path: str, experts: Experts | None, x: Value, seq: Hiddens, make: Make) -> Value:
+    def routed(
+        self, path: str, experts: Experts | None, x: Value, seq: Hiddens, make: Make
+    ) -> Value:
         """Sends every segment through its way and joins them again."""
-        (joined,) = self.routed_many(path, experts, [x], seq, lambda *a: [make(a[0], a[1], a[2][0])])
+        (joined,) = self.routed_many(
+            path, experts, [x], seq, lambda *a: [make(a[0], a[1], a[2][0])]
+        )
         return joined
 
     def routed_many(
@@ -257,7 +262,11 @@ class Builder:
         if (masked := values.get(f"{name}_masked")) is not None:
             token = {"token": f"{params}.mask_token"}
             x = self.node(
-                f"{path}.masked", "mask_tokens", {"x": x, "masked": masked}, params=token, part=embed
+                f"{path}.masked",
+                "mask_tokens",
+                {"x": x, "masked": masked},
+                params=token,
+                part=embed,
             )
         if embed.cls:
             token = {"token": f"{params}.cls"}
@@ -333,7 +342,7 @@ class Builder:
         if not ways:
             return dict.fromkeys("qkvr", newest)
         assert history is not None
-        wiring, sources = self.spec.wiring, layer + 1
+        wiring = self.spec.wiring
         path = f"blocks.{layer}.mix" if layer < self.spec.depth else "output.mix"
         given = {}
         if wiring.generator is not None:
@@ -343,7 +352,7 @@ class Builder:
             f"{path}.weights",
             "depth_weights",
             given,
-            attrs={"ways": len(ways), "sources": sources},
+            attrs={"ways": len(ways)},
             params=path,
             part=wiring,
         )
@@ -365,9 +374,7 @@ class Builder:
         x = self.node(f"{path}.activation", "activation", {"x": x}, attrs=kind, part=generator)
         return self.linear(f"{path}.output", x, part=generator)
 
-    def _block(
-        self, layer: int, block: Block, streams: Mapping[str, Value], seq: Hiddens
-    ) -> Value:
+    def _block(self, layer: int, block: Block, streams: Mapping[str, Value], seq: Hiddens) -> Value:
         path, residual = f"blocks.{layer}", streams["r"]
         attended = self._attention(layer, block, streams, seq)
         after = self.node(f"{path}.attention.add", "add", {"a": residual, "b": attended})
@@ -381,9 +388,7 @@ class Builder:
         path, attention = f"blocks.{layer}.attention", block.attention
         norm = attention.norm or block.norm
         if split_norms(self.spec, layer):
-            inputs = [
-                self.routed_norm(f"{path}.norm.{s}", norm, streams[s], seq) for s in "qkv"
-            ]
+            inputs = [self.routed_norm(f"{path}.norm.{s}", norm, streams[s], seq) for s in "qkv"]
         else:
             inputs = [self.routed_norm(f"{path}.norm", norm, streams["q"], seq)] * 3
 
@@ -431,7 +436,9 @@ class Builder:
                 causal = False
             else:
                 key, value = values[1:]
-        given = {"query": query, "key": key, "value": value} | ({"mask": seq.mask} if seq.mask else {})
+        given = {"query": query, "key": key, "value": value} | (
+            {"mask": seq.mask} if seq.mask else {}
+        )
         y = self.node(f"{path}.core", "attention", given, attrs={"causal": causal}, part=attention)
         return self.node(f"{path}.merge", "merge_heads", {"x": y})
 
@@ -502,7 +509,9 @@ class Builder:
             types += [Tensor((sym("B"), heads, sym("S"), head))] * 2
         return types
 
-    def open_cache(self, seq: Hiddens, cache: list[Value], *, positions: Value, reads: bool) -> None:
+    def open_cache(
+        self, seq: Hiddens, cache: list[Value], *, positions: Value, reads: bool
+    ) -> None:
         """Lets a sequence write to a cache at `positions`, and read it when it decodes."""
         offset, layers = cache[0], cache[1:]
         given = {"offset": offset, "positions": positions}

@@ -28,8 +28,11 @@ def compile_spec(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     taps: Sequence[str] = (),
+    fill: bool = True,
 ) -> Model:
     """A model with initial weights. Raises MultiwayError.
+
+    fill: False leaves the weights as the allocator gave them, for a file to be read into.
 
     taps: further values that the main programs put out; see LayerGraph.resolve.
     """
@@ -41,7 +44,8 @@ def compile_spec(
     containers = empty_parameters(
         {path: param.shape for path, param in declared.items()}, device=device, dtype=dtype
     )
-    _initialise(containers, declared, device, seed)
+    if fill:
+        _initialise(containers, declared, device, seed)
     graphs = _Graphs(spec, taps)
     return Model(
         spec=spec,
@@ -74,9 +78,7 @@ def _initialise(
         initialise(containers.get_parameter(path), param.init, generator)
 
 
-def _check_memory(
-    declared: Mapping[str, Param], device: torch.device, dtype: torch.dtype
-) -> None:
+def _check_memory(declared: Mapping[str, Param], device: torch.device, dtype: torch.dtype) -> None:
     """Refuses what cannot fit, before anything is allocated."""
     needed = sum(param.size for param in declared.values()) * dtype.itemsize
     if device.type != "cpu":

@@ -83,7 +83,8 @@ class _Walk:
             return self.graph(block, dict(zip(places, given, strict=True)))
         if node.target is operator.getitem:
             source, port = node.args
-            value = values[source]  # type: ignore[index]
+            assert isinstance(source, fx.Node) and isinstance(port, int)
+            value = values[source]
             return value[port] if isinstance(value, list) else (value[0], port)
         return self.call(node, values)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value
+from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record
 from multiway.compiler.op import registry
 from multiway.compiler.types import History, Sizes, Sym, Tensor, Type, number
 
@@ -73,13 +73,9 @@ def total(parts: Mapping[str, Cost]) -> Cost:
 def node_flops(graph: LayerGraph, record: Record, sizes: Mapping[str, int]) -> float:
     """FLOPs of one node, from its op's own formula."""
     op = registry()[record.op]
-    types: dict[str, object] = {}
-    for name, given in graph.arguments(record.path).items():
-        single = isinstance(given, Value)
-        types[name] = graph.type(given) if single else [graph.type(v) for v in given]  # type: ignore
-    types |= {role: Tensor(graph.params[path].shape) for role, path in record.params.items()}
+    types = graph.argument_types(record, graph.arguments(record.path))
     letters = {}
-    for letter, value in op.sizes(types, record.attrs).items():  # type: ignore[arg-type]
+    for letter, value in op.sizes(types, record.attrs).items():
         if letter == "*":
             letters[letter] = math.prod(number(d, sizes) for d in value)
         elif isinstance(value, (int, Sym)):

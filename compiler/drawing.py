@@ -57,7 +57,7 @@ def to_html(graph: LayerGraph, title: str) -> str:
 def _places(
     graph: LayerGraph, records: list[Record], folds: Mapping[str, Fold]
 ) -> dict[str, tuple[int, int]]:
-    """Top left corners. A node stands below everything that it reads; blocks take rows of their own."""
+    """Top left corners. A node stands below all that it reads; blocks have rows of their own."""
     drawn = {record.path for record in records}
     rows: dict[str, int] = {}
     filled: dict[int, int] = {}

@@ -1,5 +1,6 @@
-"""The layer graph: a networkx MultiDiGraph whose nodes are op records. Only this file touches networkx.
+"""The layer graph: a networkx MultiDiGraph whose nodes are op records.
 
+Only this file touches networkx.
 A node's key is its spec path. An edge carries the output port it leaves and the argument it enters.
 """
 
@@ -30,6 +31,7 @@ class Value(NamedTuple):
 
 
 Arguments = Mapping[str, Value | Sequence[Value]]
+ArgumentTypes = Mapping[str, Type | Sequence[Type]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,12 +115,7 @@ class LayerGraph:
 
     def _infer(self, record: Record, arguments: Arguments) -> tuple[Type, ...]:
         op = registry()[record.op]
-        types: dict[str, Type | list[Type]] = {}
-        for name, given in arguments.items():
-            single = isinstance(given, Value)
-            types[name] = self.type(given) if single else [self.type(v) for v in given]  # type: ignore
-        for role, path in record.params.items():
-            types[role] = Tensor(self.params[path].shape)
+        types = self.argument_types(record, arguments)
         try:
             return op.types(types, record.attrs)
         except ShapeError as error:
@@ -129,6 +126,18 @@ class LayerGraph:
                 place=self.name,
                 notes=(("op", op.signature),),
             ) from None
+
+    def argument_types(self, record: Record, arguments: Arguments) -> ArgumentTypes:
+        """The types of everything that a node reads: inputs by edges, and its parameters."""
+        types: dict[str, Type | list[Type]] = {}
+        for name, given in arguments.items():
+            if isinstance(given, Value):
+                types[name] = self.type(given)
+            else:
+                types[name] = [self.type(value) for value in given]
+        for role, path in record.params.items():
+            types[role] = Tensor(self.params[path].shape)
+        return types
 
     # Reading
 
@@ -227,7 +236,8 @@ class LayerGraph:
             for order, (name, value) in enumerate(self.sources(path).items()):
                 data = {"port": value.port, "argument": name, "order": order}
                 plain.add_edge(value.path, path, key=name, **data)
-        return nx.node_link_data(plain, edges="edges")  # type: ignore[no-any-return]
+        made: dict[str, Any] = nx.node_link_data(plain, edges="edges")
+        return made
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> LayerGraph:
@@ -262,4 +272,6 @@ def _plain_value(value: Any) -> Any:
 
 def _param(data: Mapping[str, Any]) -> Param:
     span = Span(**data["span"]) if data["span"] else None
-    return Param(path=data["path"], shape=tuple(data["shape"]), init=Init(**data["init"]), span=span)
+    return Param(
+        path=data["path"], shape=tuple(data["shape"]), init=Init(**data["init"]), span=span
+    )

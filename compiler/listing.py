@@ -50,9 +50,7 @@ def assemble(program: str, model: nn.Module) -> nn.Module:
 '''
 
 
-def listing(
-    programs: Mapping[str, fx.GraphModule], *, name: str, head: str, version: str
-) -> str:
+def listing(programs: Mapping[str, fx.GraphModule], *, name: str, head: str, version: str) -> str:
     """The text of model.py. Blocks with the same code share a class."""
     first = next(iter(programs))
     text = _HEADER.format(name=name, head=head, version=version, program=first)

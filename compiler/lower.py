@@ -6,8 +6,9 @@ several with getitem. All programs of a model read the same parameter modules.
 
 from __future__ import annotations
 
+import itertools
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,17 +38,20 @@ class _Scope:
         return path.removeprefix(self.prefix + ".").replace(".", "_")
 
     def placeholder(self, name: str, value: Value) -> fx.Node:
-        node = self.fx.placeholder(name)
-        self.values[value] = node
-        return node
+        taken = {node.target for node in self.fx.nodes if node.op == "placeholder"}
+        unique = next(n for n in _numbered(name) if n not in taken)
+        self.values[value] = self.fx.placeholder(unique)
+        return self.values[value]
 
     def call(self, record: Record) -> None:
         """Adds the call of one graph node and binds its outputs."""
         op = registry()[record.op]
         arguments: dict[str, Any] = {}
         for name, given in self.source.arguments(record.path).items():
-            single = isinstance(given, Value)
-            arguments[name] = self.values[given] if single else [self.values[v] for v in given]  # type: ignore
+            if isinstance(given, Value):
+                arguments[name] = self.values[given]
+            else:
+                arguments[name] = [self.values[value] for value in given]
         arguments |= {role: self.parameter(path) for role, path in record.params.items()}
         names = [slot.name for slot in op.parsed.inputs]
         count = next((i for i, name in enumerate(names) if name not in arguments), len(names))
@@ -98,7 +102,7 @@ class _Lowering:
                 self.root.fx.output(self.outputs(item.records[0]))
             elif item.records[0].op != INPUT:
                 self.root.call(item.records[0])
-        roots = {name: module for name, module in self.containers.named_children()}
+        roots = dict(self.containers.named_children())
         roots.pop("blocks")
         return _module(self.root.fx, {**roots, **self.blocks}, self.graph.name)
 
@@ -107,7 +111,7 @@ class _Lowering:
         scope = _Scope(self.graph, item.block)
         outside = self._read_from_outside(item)
         for value in outside:
-            scope.placeholder(self.root.values[value].name, value)
+            scope.placeholder(self._placeholder_name(value), value)
         for record in item.records:
             scope.call(record)
         results = self._read_outside(item)
@@ -128,6 +132,14 @@ class _Lowering:
                 )
             )
 
+    def _placeholder_name(self, value: Value) -> str:
+        """A name without the number of the block, so that blocks of one layout have one code."""
+        if block_of(value.path):
+            return value.path.rpartition(".")[2]
+        if value.path.startswith(("history.", "inputs.")):
+            return value.path.split(".")[0 if value.path.startswith("history.") else 1]
+        return self.root.values[value].name
+
     def _read_from_outside(self, item: Step) -> list[Value]:
         inside = {record.path for record in item.records}
         reads = [
@@ -147,13 +159,15 @@ class _Lowering:
         ]
 
     def outputs(self, record: Record) -> Any:
-        """A value, or a tuple of values, lists (`cache`) and mappings (`metrics.count`, taps)."""
+        """A value, or a tuple of values, lists (`cache`) and mappings (`metrics_count`, taps)."""
         taps = list(record.attrs.get("taps", ()))
         found: dict[str, Any] = {}
         tapped: dict[str, fx.Node] = {}
         for name, given in self.graph.arguments(record.path).items():
-            single = isinstance(given, Value)
-            node = self.root.values[given] if single else [self.root.values[v] for v in given]  # type: ignore
+            if isinstance(given, Value):
+                node: Any = self.root.values[given]
+            else:
+                node = [self.root.values[value] for value in given]
             if name.startswith("tap") and taps:
                 tapped[taps[int(name[3:])]] = node
             elif name.startswith("metrics_"):
@@ -162,6 +176,12 @@ class _Lowering:
                 found[name] = node
         results = [*found.values(), *([tapped] if tapped else [])]
         return results[0] if len(results) == 1 else tuple(results)
+
+
+def _numbered(name: str) -> Iterator[str]:
+    yield name
+    for i in itertools.count(1):
+        yield f"{name}_{i}"
 
 
 def _module(graph: fx.Graph, children: Mapping[str, nn.Module], name: str) -> fx.GraphModule:

@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping
 
 from multiway.compiler.graph import Init, Param
+from multiway.specs.config import Config
 from multiway.specs.errors import MultiwayError
-from multiway.specs.language import Block, Config, Experts, Generator, Initial, Norm, PlainNorm
+from multiway.specs.language import Block, Experts, Generator, Initial, Norm, PlainNorm
 from multiway.specs.spec import Spec
 
 MAX_PARAMETERS = 4_000_000_000_000
@@ -246,9 +247,7 @@ def _block(spec: Spec, declared: Declared, layer: int, block: Block) -> None:
         for name, total in (("query_norm", inner), ("key_norm", kv)):
             size = head if qk.over == "head" else total
             declared.norm(f"{path}.{name}", as_norm, width=size)
-    declared.norm(
-        f"{path}.sub_norm", attention.sub_norm, width=inner, ways=ways
-    )
+    declared.norm(f"{path}.sub_norm", attention.sub_norm, width=inner, ways=ways)
     for way in ways:
         declared.linear(
             join(path, "output", way), out=width, width=inner, bias=attention.bias, part=attention
@@ -270,4 +269,3 @@ def _ffn(spec: Spec, declared: Declared, layer: int, block: Block) -> None:
         declared.linear(
             join(path, "down", way), out=width, width=ffn.hidden, bias=ffn.bias, part=ffn
         )
-

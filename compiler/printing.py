@@ -43,7 +43,8 @@ def to_text(graph: LayerGraph, *, fold: bool = True) -> str:
 def visible(graph: LayerGraph) -> Iterator[Step | Fold]:
     """The steps of a folded picture: in front of a block that stands for several, its fold."""
     folds = {fold.first: fold for fold in folded(graph)}
-    last, seen = "", set()
+    last = ""
+    seen: set[str] = set()
     for step in steps(graph):
         if step.block in folds:
             last, seen = folds[step.block].last, set()
@@ -63,7 +64,7 @@ def line(graph: LayerGraph, record: Record) -> str:
     """`path = op(inputs, attributes) -> types  # parameters`."""
     inputs = [_argument(graph, name, value) for name, value in graph.arguments(record.path).items()]
     attrs = [f"{name}={value}" for name, value in record.attrs.items() if record.op != INPUT]
-    outputs = ", ".join(map(str, record.outputs))
+    outputs = ", ".join(_shortened([str(t) for t in record.outputs]))
     text = f"{record.path} = {record.op}({', '.join(inputs + attrs)})"
     text += f" -> {outputs}" if outputs else ""
     params = [f"{p}{list(graph.params[p].shape)}".replace(" ", "") for p in record.params.values()]
@@ -72,8 +73,13 @@ def line(graph: LayerGraph, record: Record) -> str:
 
 def _argument(graph: LayerGraph, name: str, given: Value | list[Value]) -> str:
     if isinstance(given, list):
-        return f"{name}=[{', '.join(value_name(graph, value) for value in given)}]"
+        return f"{name}=[{', '.join(_shortened([value_name(graph, v) for v in given]))}]"
     return f"{name}={value_name(graph, given)}"
+
+
+def _shortened(items: list[str]) -> list[str]:
+    """The first of many items, as a cache has them: one key and one value for every layer."""
+    return [*items[:3], f"... {len(items)} in all"] if len(items) > 8 else items
 
 
 def value_name(graph: LayerGraph, value: Value) -> str:
@@ -116,7 +122,8 @@ def _edges(graph: LayerGraph, record: Record, block: str) -> Iterator[tuple[str,
     for argument, value in graph.sources(record.path).items():
         inside = value.path.startswith(block + ".")
         source = value.path.removeprefix(block) if inside else _relative(value.path, number)
-        yield argument, source, value.port
+        # Every layer has ports of its own of the cache.
+        yield argument, source, 0 if value.path.startswith("inputs.") else value.port
 
 
 def _relative(path: str, number: int) -> str:

@@ -104,7 +104,9 @@ class Binding:
     def match(self, slot: Slot, shape: Shape, place: str) -> None:
         terms = spread(slot.dims, len(shape))
         if terms is None:
-            raise ShapeError(f"{place} has {len(shape)} axes, needs {show(slot.dims)}: {show(shape)}")
+            raise ShapeError(
+                f"{place} has {len(shape)} axes, needs {show(slot.dims)}: {show(shape)}"
+            )
         if "*" in slot.dims:
             free = [size for term, size in zip(terms, shape, strict=True) if term == "*"]
             self.bind("*", tuple(free), place)
@@ -128,7 +130,9 @@ class Binding:
         elif term.endswith("+"):
             total = add(*self.letters[term])
             if total != size:
-                raise ShapeError(f"{term} is {show(total)} in {self.where[term]} but {show(size)} in {place}")
+                raise ShapeError(
+                    f"{term} is {show(total)} in {self.where[term]} but {show(size)} in {place}"
+                )
         else:
             self.bind(term, size, place)
 
@@ -154,7 +158,7 @@ def infer(
     derive: Any,
 ) -> tuple[tuple[Type, ...], Binding]:
     """The output types for argument types. `letters` come from attributes. Raises ShapeError."""
-    binding = Binding(dict(letters), {name: "attributes" for name in letters})
+    binding = Binding(dict(letters), dict.fromkeys(letters, "attributes"))
     # Segment lengths first: they say how a joined sequence divides.
     slots = sorted(signature.inputs, key=lambda slot: slot.kind != "sizes")
     for slot in slots:
@@ -233,5 +237,5 @@ def _tensor(slot: Slot, binding: Binding, fixed: Mapping[str, Dim]) -> Type:
         length = dims[0]
         assert not isinstance(length, Sym)
         return History(length, tuple(dims[1:]))
-    dtype = binding.letters["dtype"] if slot.kind == "any" else slot.kind
+    dtype: Any = binding.letters["dtype"] if slot.kind == "any" else slot.kind
     return Tensor(tuple(dims), dtype)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Value
+from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph
 from multiway.compiler.op import registry
-from multiway.compiler.types import Tensor
 
 
 class VerificationError(AssertionError):
@@ -40,16 +39,11 @@ def _check_edges(graph: LayerGraph, path: str, seen: set[str]) -> None:
 def _check_node(graph: LayerGraph, path: str) -> None:
     record = graph.record(path)
     op = registry()[record.op]
-    types: dict[str, object] = {}
-    for name, given in graph.arguments(path).items():
-        _require(name not in op.params, f"{path}: parameter {name} comes by an edge")
-        single = isinstance(given, Value)
-        types[name] = graph.type(given) if single else [graph.type(v) for v in given]  # type: ignore
+    arguments = graph.arguments(path)
+    known = {slot.name for slot in op.parsed.inputs} - set(op.params)
+    _require(arguments.keys() <= known, f"{path}: {record.op} takes no {set(arguments) - known}")
     for role, param in record.params.items():
         _require(param in graph.params, f"{path}: no parameter {param}")
         _require(role in op.params, f"{path}: {record.op} has no parameter {role}")
-        types[role] = Tensor(graph.params[param].shape)
-    known = {slot.name for slot in op.parsed.inputs}
-    _require(types.keys() <= known, f"{path}: {record.op} takes no {set(types) - known}")
-    again = op.types(types, record.attrs)  # type: ignore[arg-type]
+    again = op.types(graph.argument_types(record, arguments), record.attrs)
     _require(again == record.outputs, f"{path}: outputs {record.outputs}, inferred {again}")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SpecLike = str | Path | Mapping[str, Any] | Node | Spec
 
 
-def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:  # noqa: A002
+def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:
     """Reads and checks a spec: a zoo name, a path, a mapping. Raises MultiwayError.
 
     set: values to change, by path (`block.order`) or, without a dot, dims (`depth`).
@@ -41,7 +41,7 @@ def build(
     head: str | None = None,
     program: str | None = None,
     taps: Sequence[str] = (),
-    set: Mapping[str, Any] | None = None,  # noqa: A002
+    set: Mapping[str, Any] | None = None,
 ) -> LayerGraph:
     """The layer graph of one program; `graph.nx` is the networkx graph. Imports no torch.
 
@@ -50,7 +50,7 @@ def build(
     return build_graph(load(source, set=set), head=head, program=program, taps=taps)
 
 
-def compile(  # noqa: A001 - the word for it
+def compile(
     source: SpecLike,
     *,
     head: str | None = None,
@@ -60,7 +60,7 @@ def compile(  # noqa: A001 - the word for it
     taps: Sequence[str] = (),
     weights: str | Path | None = None,
     fuse: bool = True,
-    set: Mapping[str, Any] | None = None,  # noqa: A002
+    set: Mapping[str, Any] | None = None,
 ) -> Model:
     """A model that runs, with initial weights or those of a file. Raises MultiwayError.
 
@@ -80,6 +80,7 @@ def compile(  # noqa: A001 - the word for it
         dtype=dtype or torch.float32,
         seed=seed,
         taps=taps,
+        fill=weights is None,
     )
     if weights is not None:
         load_weights(model, weights)

@@ -3,4 +3,4 @@
 from multiway.compiler.op import registry
 
 globals().update({name: op.reference for name, op in registry().items()})
-__all__ = list(registry())  # noqa: PLE0605
+__all__ = list(registry())

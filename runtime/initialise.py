@@ -10,11 +10,16 @@ import torch
 class Start(Protocol):
     """How a parameter starts; see compiler.graph.Init."""
 
-    kind: str
-    std: float
-    cut: float
-    bound: float
-    value: float
+    @property
+    def kind(self) -> str: ...
+    @property
+    def std(self) -> float: ...
+    @property
+    def cut(self) -> float: ...
+    @property
+    def bound(self) -> float: ...
+    @property
+    def value(self) -> float: ...
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ class Expected:
     shapes: tuple[tuple[int | str, ...], ...] = ()
 
 
-_GOOD = {
+_GOOD: dict[str, Callable[[torch.Tensor], bool]] = {
     "float": lambda t: t.is_floating_point(),
     "int": lambda t: t.dtype in (torch.int64, torch.int32),
     "bool": lambda t: t.dtype in (torch.bool, torch.int64, torch.int32, torch.uint8),
@@ -99,8 +99,7 @@ def _check(each: Expected, value: Any, sizes: dict[str, tuple[int, str]], report
             first, place = sizes.setdefault(want, (size, each.name))
             want, shown = first, f"{shown}, with {want} = {first} as in {place!r}"
         if size != want:
-            found = list(value.shape)
-            message = f"{each.name!r} has shape {found}"
+            message = f"{each.name!r} has shape {list(value.shape)}"
             report.add("wrong-input", message, place="input", expected=shown)
             return value
     if not _GOOD[each.dtype](value):

@@ -60,7 +60,7 @@ class Model(nn.Module):
     def run(self, program: str, /, **inputs: Any) -> Any:
         """Runs a program on named inputs. Raises MultiwayError where they do not fit."""
         module = self.programs[program]
-        ready = check_inputs(program, self._expected(program), inputs)
+        ready = check_inputs(program, self.expected(program), inputs)
         return module(*ready.values())
 
     def forward(self, **inputs: Any) -> Any:
@@ -69,6 +69,10 @@ class Model(nn.Module):
     def loss(self, **inputs: Any) -> Any:
         """The head's own loss and its metrics."""
         return self.run("loss", **inputs)
+
+    def expected(self, program: str) -> Sequence[Expected]:
+        """What a program takes: names, shapes, limits."""
+        return self._expected(program)
 
     @property
     def device(self) -> torch.device:
@@ -83,8 +87,8 @@ class Model(nn.Module):
 def new_cache(
     model: Model, *, batch: int, slots: int, dtype: torch.dtype | None = None
 ) -> list[torch.Tensor]:
-    """An empty cache for prefill: offset [B], then key and value [B, K, slots, E] of every layer."""
-    expected = next(e for e in model._expected("prefill") if e.many)
+    """An empty cache: offset [B], then key and value [B, K, slots, E] of every layer."""
+    expected = next(e for e in model.expected("prefill") if e.many)
     sizes = {"B": batch, "S": slots}
     parameter = next(model.parameters())
     dtype = dtype or parameter.dtype

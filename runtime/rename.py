@@ -1,4 +1,4 @@
-"""Names of parameters in other people's files, from a table that is data (zoo/<family>/weights.yaml).
+"""Names of parameters in other people's files, from a table of zoo/<family>/weights.yaml.
 
     vars:     names that stand for one of several texts: `way: {vision: A, text: B}`
     names:    ours -> theirs; `{way}` matches a key and is replaced by its value, `{i}` matches a

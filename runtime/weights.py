@@ -45,7 +45,7 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, 
 
 
 def load_weights(model: Model, path: str | Path, *, table: RenameTable | None = None) -> None:
-    """Reads a checkpoint into a model. Raises MultiwayError and changes nothing where it does not fit.
+    """Reads a checkpoint into a model. Raises MultiwayError, changing nothing, if it does not fit.
 
     Without a table the names must be spec paths. Foreign files go through the table of the family.
     """
@@ -86,7 +86,7 @@ def _renamed(
         if theirs.shape != wanted:
             fit.misshaped.append(f"{pair.theirs} is {list(theirs.shape)}, needs {list(wanted)}")
             continue
-        parts = [theirs] if len(rows) == 1 else theirs.split(rows)
+        parts = [theirs] if len(rows) == 1 else torch.split(theirs, rows)
         found.update(zip(pair.ours, parts, strict=True))
     read = {pair.theirs for pair in pairs}
     fit.extra += [name for name in tensors if name not in read and not table.ignores(name)]
@@ -167,7 +167,9 @@ def read_tensors(path: Path, *, unwrap: tuple[str, ...] = ()) -> Mapping[str, to
         return reader(path, unwrap)
     except OSError as error:
         reason = error.strerror or str(error)
-        raise MultiwayError.one("unreadable", f"cannot be read: {reason}", place=str(path)) from None
+        raise MultiwayError.one(
+            "unreadable", f"cannot be read: {reason}", place=str(path)
+        ) from None
 
 
 def _read_safetensors(path: Path, unwrap: tuple[str, ...]) -> Mapping[str, torch.Tensor]:

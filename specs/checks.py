@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from multiway.specs.errors import Report, nearest, one_of
-from multiway.specs.language import Attention, Block, Experts, Input, Learned, Norm, PlainNorm, Rotary
+from multiway.specs.language import (
+    Attention,
+    Block,
+    Experts,
+    Input,
+    Learned,
+    Norm,
+    PlainNorm,
+    Rotary,
+)
 
 if TYPE_CHECKING:
     from multiway.specs.spec import Spec
@@ -34,19 +43,19 @@ def _check_embed(spec: Spec, report: Report) -> None:
                 nearest=nearest(modality, spec.modalities),
             )
     for name, each in spec.inputs.items():
-        embed = spec.embed.get(each.modality)
-        if each.form() == "image" and (embed is None or embed.patch is None):
+        given = spec.embed.get(each.modality)
+        if each.form() == "image" and (given is None or given.patch is None):
             report.add(
                 "missing-key",
                 f"the image {name!r} has no patches",
                 span=each.node.span,
                 expected=f"embed: {{{each.modality}: {{patch: {{size: 16}}}}}}",
             )
-        if each.form() != "image" and embed is not None and (embed.patch or embed.cls):
+        if each.form() != "image" and given is not None and (given.patch or given.cls):
             report.add(
                 "input-form",
                 f"{each.modality!r} has patches or cls, but {name!r} is not an image",
-                span=embed.node.span,
+                span=given.node.span,
             )
 
 
@@ -74,7 +83,11 @@ def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
             span=position.node.span,
             expected=f"rows here, or context under inputs.{name}",
         )
-    elif position.rows is not None and tokens is not None and tokens > position.rows - position.offset:
+    elif (
+        position.rows is not None
+        and tokens is not None
+        and tokens > position.rows - position.offset
+    ):
         report.add(
             "too-few-positions",
             f"{name!r} has up to {tokens} tokens, but positions for {position.rows - position.offset}",
@@ -96,7 +109,13 @@ def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
 def _check_block(spec: Spec, block: Block, report: Report) -> None:
     attention = block.attention
     _check_heads(spec, attention, report)
-    for norm in (block.norm, attention.norm, attention.sub_norm, block.ffn.norm, block.ffn.sub_norm):
+    for norm in (
+        block.norm,
+        attention.norm,
+        attention.sub_norm,
+        block.ffn.norm,
+        block.ffn.sub_norm,
+    ):
         _check_norm(spec, norm, report)
     for experts in (attention.experts, block.ffn.experts):
         _check_experts(spec, experts, report)
@@ -142,7 +161,9 @@ def _check_rotary(rotary: Rotary, head_width: int, report: Report) -> None:
             expected="an even number of channels, at least 2",
         )
     if rotary.base <= 1:
-        report.add("too-small", f"base {rotary.base:g}", span=rotary.span("base"), expected="more than 1")
+        report.add(
+            "too-small", f"base {rotary.base:g}", span=rotary.span("base"), expected="more than 1"
+        )
 
 
 def _check_norm(spec: Spec, norm: PlainNorm | None, report: Report) -> None:

@@ -87,9 +87,13 @@ def kind_of(cls: type[Config]) -> str:
     return str(kind)
 
 
-@functools.cache
 def keys_of(cls: type[Config]) -> dict[str, tuple[Any, str]]:
     """Key name to (annotation, doc), in declared order."""
+    return _keys_of(cls)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _keys_of(cls: Any) -> dict[str, tuple[Any, str]]:
     hints = typing.get_type_hints(cls, include_extras=True)
     fields = [f for f in dataclasses.fields(cls) if f.name != "node"]
     return {f.name: (hints[f.name], f.metadata.get("doc", "")) for f in fields}

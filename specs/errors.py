@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 MAX_PROBLEMS = 20
 _CLIP = 100  # longest part of a source line that is shown
+_QUOTED = 60  # longest part of a user's text inside a message
 
 
 @dataclass(frozen=True)
@@ -84,23 +85,38 @@ class Report:
 
     problems: list[Problem] = field(default_factory=list)
 
+    @property
+    def full(self) -> bool:
+        """Whether nothing more is kept, so that looking further is in vain."""
+        return len(self.problems) >= MAX_PROBLEMS
+
     def add(self, code: str, message: str, **where: object) -> None:
-        problem = Problem(code=code, message=message, **where)  # type: ignore[arg-type]
-        if problem not in self.problems and len(self.problems) < MAX_PROBLEMS:
-            self.problems.append(problem)
+        self.keep(Problem(code=code, message=message, **where))  # type: ignore[arg-type]
 
     def extend(self, error: MultiwayError) -> None:
         for problem in error.problems:
-            if problem not in self.problems and len(self.problems) < MAX_PROBLEMS:
-                self.problems.append(problem)
+            self.keep(problem)
+
+    def keep(self, problem: Problem) -> None:
+        """Adds a problem, unless the same is said of the same place already."""
+        said = ((p.code, p.message, p.span) for p in self.problems)
+        if not self.full and (problem.code, problem.message, problem.span) not in said:
+            self.problems.append(problem)
 
     def raise_if_any(self) -> None:
         if self.problems:
             raise MultiwayError(self.problems)
 
 
+def quote(text: str) -> str:
+    """A text of the user's in quotes, cut where it is long."""
+    return repr(text if len(text) <= _QUOTED else text[: _QUOTED - 3] + "...")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name most like `name`, or an empty string."""
+    if len(name) > _QUOTED:
+        return ""  # no known name is that long, and comparing would take long
     found = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.6)
     return found[0] if found else ""
 

@@ -53,7 +53,9 @@ _OPERATORS: dict[str, Callable[[float, float], float]] = {
 class ExpressionError(Exception):
     """What is wrong with an expression, and which of its characters say so."""
 
-    def __init__(self, code: str, message: str, start: int, length: int, expected: str = "") -> None:
+    def __init__(
+        self, code: str, message: str, start: int, length: int, expected: str = ""
+    ) -> None:
         super().__init__(message)
         self.code, self.message, self.expected = code, message, expected
         self.start, self.length = start, length
@@ -92,7 +94,9 @@ def evaluate(expr: Expr, names: Mapping[str, float]) -> float:
     try:
         value = _evaluate(expr, names)
     except ZeroDivisionError:
-        raise ExpressionError("division-by-zero", "division by zero", expr.start, expr.length) from None
+        raise ExpressionError(
+            "division-by-zero", "division by zero", expr.start, expr.length
+        ) from None
     except (OverflowError, ValueError):
         raise ExpressionError(
             "bad-expression", "has no finite real value", expr.start, expr.length
@@ -130,7 +134,11 @@ def _lookup(expr: Expr, names: Mapping[str, float]) -> float:
     name = str(expr.value)
     if name not in names:
         raise ExpressionError(
-            "unknown-name", f"{name!r} is not known here", expr.start, expr.length, one_of(sorted(names))
+            "unknown-name",
+            f"{name!r} is not known here",
+            expr.start,
+            expr.length,
+            one_of(sorted(names)),
         )
     value = names[name]
     return value if isinstance(value, bool) else float(value)
@@ -160,7 +168,10 @@ class _Parser:
                 skipped = len(self.text[at:]) - len(self.text[at:].lstrip())
                 character = self.text[at + skipped]
                 raise ExpressionError(
-                    "bad-expression", f"{character!r} cannot stand in an expression", at + skipped, 1
+                    "bad-expression",
+                    f"{character!r} cannot stand in an expression",
+                    at + skipped,
+                    1,
                 )
             kind = str(match.lastgroup)
             tokens.append(_Token(kind, match.group(kind), match.start(kind)))
@@ -232,7 +243,11 @@ class _Parser:
             if not self.accept(")"):
                 self.fail("a ')' is missing")
             return inner
-        self.fail(f"{token.text!r} is not expected here" if token.text else "the expression ends too early")
+        self.fail(
+            f"{token.text!r} is not expected here"
+            if token.text
+            else "the expression ends too early"
+        )
         raise AssertionError
 
     def call(self, name: _Token, depth: int) -> Expr:

@@ -67,7 +67,9 @@ class QKNorm(Config):
 
     kind: Literal["layer_norm", "rms_norm"] | None = key("default: that of block.norm")
     eps: Real | None = key("default: that of block.norm")
-    over: Literal["head", "width"] = key("each head alone, or all heads laid end to end", default="head")
+    over: Literal["head", "width"] = key(
+        "each head alone, or all heads laid end to end", default="head"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ class FFN(Config):
 class Block(Config):
     """One transformer block."""
 
-    required = ("norm", "attention", "ffn")
+    required: ClassVar[tuple[str, ...]] = ("norm", "attention", "ffn")
 
     norm: Norm = key("the norm that every other norm takes its kind and eps from")
     attention: Attention = key("the attention part")
@@ -294,7 +296,7 @@ class Output(Config):
 class Head(Config):
     """A task: what is read, how it is pooled, what is predicted, the loss."""
 
-    required = ("kind",)
+    required: ClassVar[tuple[str, ...]] = ("kind",)
 
     like: str | None = key("another head of this spec, which this one changes")
     dims: dict[str, Formula] = key("dims that differ for this task", default={})
@@ -332,8 +334,9 @@ class Document(Config):
     wiring: Wiring | None = key("what every block reads of the blocks before it")
     output: Output | None = key("what follows the last block")
     heads: dict[str, Head] = key("the tasks", default={})
-    init: dict[str, Initial] = key("initial values by parameter path; the last match holds", default={})
+    init: dict[str, Initial] = key(
+        "initial values by parameter path; the last match holds", default={}
+    )
 
 
 RESERVED = {"layer", "ways", "sources", "last", "fan_in", "fan_out"}
-

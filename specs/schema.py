@@ -87,7 +87,8 @@ def _reference(cls: type[Config], definitions: dict[str, Any]) -> dict[str, Any]
 def _kinds(kinds: Kinds, definitions: dict[str, Any]) -> dict[str, Any]:
     branches = [
         {
-            "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
+            # Without the type, a bare string would satisfy every branch.
+            "if": {"type": "object", "properties": {"kind": {"const": kind}}, "required": ["kind"]},
             "then": _reference(cls, definitions),
         }
         for kind, cls in kinds.classes.items()
@@ -162,7 +163,9 @@ def _problem(tree: Node, error: Any, report: Report) -> None:
             known = [_shown(v) for v in schema.get("enum", [schema.get("const")]) if v is not None]
             report.add(
                 "unknown-value",
-                f"{node.kind()} is not a {name}" if name != "multiway" else f"version {node.kind()}",
+                f"{node.kind()} is not a {name}"
+                if name != "multiway"
+                else f"version {node.kind()}",
                 span=node.span,
                 expected=one_of(known),
                 nearest=nearest(str(node.value), known),
@@ -185,7 +188,11 @@ def _problem(tree: Node, error: Any, report: Report) -> None:
 
 
 def _shown(value: object) -> str:
-    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+    return (
+        {True: "true", False: "false"}.get(value, str(value))
+        if isinstance(value, bool)
+        else str(value)
+    )
 
 
 def _unknown_key(extra: str, node: Node, name: str, known: list[str], report: Report) -> None:

@@ -27,7 +27,13 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]{1,4})?")
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "~": None, "": None}
 
-type_names = {dict: "a mapping", list: "a list", str: "a string", bool: "true or false", int: "a number"}
+type_names = {
+    dict: "a mapping",
+    list: "a list",
+    str: "a string",
+    bool: "true or false",
+    int: "a number",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +87,9 @@ def read_file(path: Path) -> Node:
     except FileNotFoundError:
         raise MultiwayError.one("no-such-file", "there is no such file", place=name) from None
     except OSError as error:
-        raise MultiwayError.one("unreadable", f"cannot be read: {error.strerror}", place=name) from None
+        raise MultiwayError.one(
+            "unreadable", f"cannot be read: {error.strerror}", place=name
+        ) from None
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -146,13 +154,19 @@ class _Composer:
             raise self.error("too-deep", f"nested more than {MAX_DEPTH} levels deep", event)
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self.anchors:
-                raise self.error("yaml-syntax", f"alias *{event.anchor} has no anchor before it", event)
+                raise self.error(
+                    "yaml-syntax", f"alias *{event.anchor} has no anchor before it", event
+                )
             return self.anchors[event.anchor]
         if event.tag is not None and event.tag != "!":
-            raise self.error("tag", f"tag {_short_tag(event.tag)!r}: a spec holds plain data only", event)
+            raise self.error(
+                "tag", f"tag {_short_tag(event.tag)!r}: a spec holds plain data only", event
+            )
         node = self.compose(event, depth)
         if node.size > MAX_NODES:
-            raise self.error("too-large", f"more than {MAX_NODES:,} values once aliases are expanded", event)
+            raise self.error(
+                "too-large", f"more than {MAX_NODES:,} values once aliases are expanded", event
+            )
         if event.anchor:
             self.anchors[event.anchor] = node
         return node
@@ -175,7 +189,9 @@ class _Composer:
             name, span = event.value, self.span(event)
             if name in values:
                 first = f"line {keys[name].line}"
-                raise self.error("duplicate-key", f"{name!r} stands here twice (first in {first})", event)
+                raise self.error(
+                    "duplicate-key", f"{name!r} stands here twice (first in {first})", event
+                )
             value = self.node(next(self.events), depth + 1)
             _check_split_call(name, span, value)
             values[name], keys[name] = value, span

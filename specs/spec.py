@@ -35,7 +35,15 @@ from multiway.specs.language import (
     Output,
     Wiring,
 )
-from multiway.specs.merge import Resolver, apply_sets, extend, merge, with_defaults, with_likes, with_wiring
+from multiway.specs.merge import (
+    Resolver,
+    apply_sets,
+    extend,
+    merge,
+    with_defaults,
+    with_likes,
+    with_wiring,
+)
 from multiway.specs.schema import check_schema
 from multiway.specs.source import Node, parse, read_file
 
@@ -93,7 +101,7 @@ class Spec:
             raise MultiwayError.one(
                 "unknown-head",
                 what,
-                place=self.tree.span.file,
+                place=self.name,
                 expected=one_of(self.heads),
                 nearest=nearest(name or "", self.heads),
             )
@@ -311,7 +319,9 @@ def _dims(node: Node, report: Report) -> dict[str, float]:
 def _check_basic_dims(node: Node, values: Mapping[str, float], report: Report) -> None:
     for name, most in (("depth", MAX_DEPTH), ("width", int(MAX_COUNT))):
         if name not in node.value:
-            report.add("missing-key", f"dims needs {name!r}", span=node.span, expected=f"{name}: 12")
+            report.add(
+                "missing-key", f"dims needs {name!r}", span=node.span, expected=f"{name}: 12"
+            )
             continue
         try:
             count = Reader(values, report).leaf(Count, node[name])

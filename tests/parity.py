@@ -410,7 +410,7 @@ def run_caption_decode(case: Case, model: Model) -> None:
 def run_case(folder: Path) -> Case:
     """Compares one case. Raises Unsupported."""
     case = Case(folder)
-    family = case.data["family"] if "family" in case.data else "?"
+    family = case.data.get("family")
     if family in _HEADS:
         run_beit3(case)
     elif family in ("muddpythia", "muddformer"):

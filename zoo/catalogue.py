@@ -100,5 +100,3 @@ def _text(name: str, node: Node) -> Node:
 def catalogue() -> Catalogue:
     """The zoo that comes with multiway."""
     return Catalogue()
-
-

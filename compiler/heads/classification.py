@@ -38,7 +38,9 @@ class Classification(HeadKind):
     passes: tuple[tuple[str, ...], ...] = key(
         "several passes: program inputs as INPUT or INPUT_suffix", default=()
     )
-    pool: tuple[str, ...] = key("tokens: 'cls of image', 'first of text', 'mean of image'", default=())
+    pool: tuple[str, ...] = key(
+        "tokens: 'cls of image', 'first of text', 'mean of image'", default=()
+    )
     norm: PlainNorm | None = key("norm of what was pooled")
     dense: Activation | None = key("a square projection of the norm, then this function")
     hidden: Count | None = key("width of a hidden layer before the classes")
@@ -46,7 +48,9 @@ class Classification(HeadKind):
     activation: Activation = key("of the hidden layer", default="gelu")
     classes: Count = key("number of classes", default=0)
     bias: bool = key("biases of all projections", default=True)
-    loss: Literal["cross_entropy", "bce", "bce_times_classes"] = key("the loss", default="cross_entropy")
+    loss: Literal["cross_entropy", "bce", "bce_times_classes"] = key(
+        "the loss", default="cross_entropy"
+    )
 
     # Reading
 
@@ -57,7 +61,8 @@ class Classification(HeadKind):
 
     def picks(self) -> list[tuple[str, str]]:
         """(what, input) of every entry of `pool`."""
-        return [m.group(1, 2) for pick in self.pool if (m := _PICK.fullmatch(pick))]  # type: ignore
+        found = [_PICK.fullmatch(pick) for pick in self.pool]
+        return [(match[1], match[2]) for match in found if match]
 
     def check_spec(self, spec: Spec, report: Report) -> None:
         for name in self.reads:
@@ -139,7 +144,9 @@ class Classification(HeadKind):
             base = base_input(spec, column[0])
             assert base is not None
             for name in dict.fromkeys(column):
-                (made[name],) = builder.input(name, builder.token_type(base), part=spec.inputs[base])
+                (made[name],) = builder.input(
+                    name, builder.token_type(base), part=spec.inputs[base]
+                )
         values = {}
         for column in columns:
             base = base_input(spec, column[0])

@@ -39,7 +39,9 @@ class Contrastive(HeadKind):
     towers: tuple[str, ...] = key("the two inputs that are matched", default=())
     project: Project | None = key("a projection of each tower")
     normalise: Literal["l2", "none"] = key("length of the embeddings", default="l2")
-    temperature: Real = key("initial temperature: scale starts at ln(1 / temperature)", default=0.07)
+    temperature: Real = key(
+        "initial temperature: scale starts at ln(1 / temperature)", default=0.07
+    )
 
     def check_spec(self, spec: Spec, report: Report) -> None:
         for name in self.towers:

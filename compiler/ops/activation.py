@@ -11,7 +11,7 @@ def activation(x: Any, *, kind: str) -> Any:
     import torch
 
     f = torch.nn.functional
-    functions = {
+    functions: dict[str, Any] = {
         "gelu": f.gelu,
         "gelu_tanh": lambda y: f.gelu(y, approximate="tanh"),
         "silu": f.silu,

@@ -18,9 +18,7 @@ OP = Op(
     attrs={"offset": Attr("row of position 0", 0)},
     params=("weight",),
     samples=[
-        Sample(
-            shapes={"x": (2, 3, 4), "positions": (1, 3), "weight": (6, 4)}, attrs={"offset": 2}
-        )
+        Sample(shapes={"x": (2, 3, 4), "positions": (1, 3), "weight": (6, 4)}, attrs={"offset": 2})
     ],
     rejects=[
         Reject(

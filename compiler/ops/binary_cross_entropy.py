@@ -21,9 +21,7 @@ OP = Op(
     doc="Mean over batch and classes; with times_classes the sum over classes.",
     attrs={"times_classes": Attr("multiply by the number of classes", False)},
     flops=lambda n: 8 * n["B"] * n["V"],
-    samples=[
-        Sample(shapes={"logits": (2, 3), "labels": (2, 3)}, attrs={"times_classes": True})
-    ],
+    samples=[Sample(shapes={"logits": (2, 3), "labels": (2, 3)}, attrs={"times_classes": True})],
     rejects=[
         Reject(
             shapes={"logits": (2, 3), "labels": (2, 4)},

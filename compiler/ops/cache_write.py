@@ -16,9 +16,7 @@ OP = Op(
     signature="cache[B,K,S,E], new[B,K,T,E], slots[P,T]:int -> cache[B,K,S,E]",
     reference=cache_write,
     doc="A cache with `new` at `slots`; what stood there before is gone.",
-    samples=[
-        Sample(shapes={"cache": (2, 3, 5, 4), "new": (2, 3, 1, 4), "slots": (2, 1)}, below=5)
-    ],
+    samples=[Sample(shapes={"cache": (2, 3, 5, 4), "new": (2, 3, 1, 4), "slots": (2, 1)}, below=5)],
     rejects=[
         Reject(
             shapes={"cache": (2, 3, 5, 4), "new": (2, 2, 1, 4), "slots": (2, 1)},

@@ -19,8 +19,6 @@ OP = Op(
     doc="One after the other along the last axis.",
     samples=[Sample(shapes={"parts": [(2, 3), (2, 4)]})],
     rejects=[
-        Reject(
-            shapes={"parts": [(2, 3), (3, 4)]}, error="* is [2] in parts.0 but [3] in parts.1"
-        )
+        Reject(shapes={"parts": [(2, 3), (3, 4)]}, error="* is [2] in parts.0 but [3] in parts.1")
     ],
 )

@@ -19,8 +19,6 @@ OP = Op(
     doc="One after the other along the batch axis.",
     samples=[Sample(shapes={"parts": [(2, 3), (2, 3)]})],
     rejects=[
-        Reject(
-            shapes={"parts": [(2, 3), (2, 4)]}, error="* is [3] in parts.0 but [4] in parts.1"
-        )
+        Reject(shapes={"parts": [(2, 3), (2, 4)]}, error="* is [3] in parts.0 but [4] in parts.1")
     ],
 )

@@ -23,7 +23,5 @@ OP = Op(
         Sample(shapes={"x": (2, 3, 4), "weight": (5, 4), "bias": (5,)}),
         Sample(shapes={"x": (3, 4), "weight": (5, 4)}),
     ],
-    rejects=[
-        Reject(shapes={"x": (2, 4), "weight": (5, 3)}, error="D is 4 in x but 3 in weight")
-    ],
+    rejects=[Reject(shapes={"x": (2, 4), "weight": (5, 3)}, error="D is 4 in x but 3 in weight")],
 )

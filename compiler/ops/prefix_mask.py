@@ -27,9 +27,7 @@ OP = Op(
     derive=_total,
     samples=[Sample(shapes={"x": (2, 5, 4), "sizes": (3, 2)})],
     rejects=[
-        Reject(
-            shapes={"x": (2, 6, 4), "sizes": (3, 2)}, error="T+ is [3,2] in sizes but 6 in x"
-        )
+        Reject(shapes={"x": (2, 6, 4), "sizes": (3, 2)}, error="T+ is [3,2] in sizes but 6 in x")
     ],
     cite="arXiv:1905.03197",
 )

@@ -20,9 +20,7 @@ OP = Op(
     params=("token",),
     samples=[Sample(shapes={"x": (2, 3, 4), "token": (1, 1, 4)})],
     rejects=[
-        Reject(
-            shapes={"x": (2, 3, 4), "token": (1, 1, 5)}, error="D is 4 in x but 5 in token"
-        )
+        Reject(shapes={"x": (2, 3, 4), "token": (1, 1, 5)}, error="D is 4 in x but 5 in token")
     ],
     cite="arXiv:2010.11929",
 )

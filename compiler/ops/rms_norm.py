@@ -26,8 +26,6 @@ OP = Op(
         Sample(shapes={"x": (2, 3, 4), "weight": (4,)}, attrs={"eps": 1e-6}),
         Sample(shapes={"x": (3, 4)}, attrs={"eps": 1e-5}),
     ],
-    rejects=[
-        Reject(shapes={"x": (2, 4), "weight": (5,)}, error="D is 4 in x but 5 in weight")
-    ],
+    rejects=[Reject(shapes={"x": (2, 4), "weight": (5,)}, error="D is 4 in x but 5 in weight")],
     cite="arXiv:1910.07467",
 )

@@ -28,9 +28,7 @@ OP = Op(
     attrs={"pairs": Attr("half: j with j + R; adjacent: 2j with 2j + 1", "half")},
     flops=lambda n: 6 * n["B"] * n["H"] * n["T"] * n["R"],
     samples=[
-        Sample(
-            shapes={"x": (2, 3, 4, 6), "cos": (1, 4, 2), "sin": (1, 4, 2)}, attrs={"pairs": p}
-        )
+        Sample(shapes={"x": (2, 3, 4, 6), "cos": (1, 4, 2), "sin": (1, 4, 2)}, attrs={"pairs": p})
         for p in ("half", "adjacent")
     ],
     rejects=[

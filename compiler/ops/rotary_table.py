@@ -30,9 +30,7 @@ OP = Op(
     },
     derive=_half,
     samples=[
-        Sample(
-            shapes={"x": (2, 3, 8), "positions": (1, 3)}, attrs={"channels": 4, "base": 10000.0}
-        )
+        Sample(shapes={"x": (2, 3, 8), "positions": (1, 3)}, attrs={"channels": 4, "base": 10000.0})
     ],
     rejects=[
         Reject(

@@ -19,9 +19,7 @@ OP = Op(
     flops=lambda n: 2 * n["A"] * n["B"] * n["D"],
     samples=[Sample(shapes={"a": (2, 4), "b": (3, 4), "scale": ()})],
     rejects=[
-        Reject(
-            shapes={"a": (2, 4), "b": (3, 5), "scale": ()}, error="D is 4 in a but 5 in b"
-        )
+        Reject(shapes={"a": (2, 4), "b": (3, 5), "scale": ()}, error="D is 4 in a but 5 in b")
     ],
     cite="arXiv:2103.00020",
 )

@@ -19,8 +19,6 @@ OP = Op(
     doc="The inverse of concat.",
     samples=[Sample(shapes={"x": (2, 4, 5), "sizes": (3, 1)})],
     rejects=[
-        Reject(
-            shapes={"x": (2, 5, 4), "sizes": (3, 1)}, error="T+ is [3,1] in sizes but 5 in x"
-        )
+        Reject(shapes={"x": (2, 5, 4), "sizes": (3, 1)}, error="T+ is [3,1] in sizes but 5 in x")
     ],
 )

@@ -18,8 +18,6 @@ OP = Op(
     attrs={"parts": Attr("number of batches", letter="N")},
     samples=[Sample(shapes={"x": (4, 3)}, attrs={"parts": 2})],
     rejects=[
-        Reject(
-            shapes={"x": (5, 3)}, attrs={"parts": 2}, error="x: 5 is not a multiple of N = 2"
-        )
+        Reject(shapes={"x": (5, 3)}, attrs={"parts": 2}, error="x: 5 is not a multiple of N = 2")
     ],
 )

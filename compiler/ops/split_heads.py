@@ -18,8 +18,6 @@ OP = Op(
     attrs={"heads": Attr("number of heads", letter="H")},
     samples=[Sample(shapes={"x": (2, 3, 8)}, attrs={"heads": 2})],
     rejects=[
-        Reject(
-            shapes={"x": (2, 3, 8)}, attrs={"heads": 3}, error="x: 8 is not a multiple of H = 3"
-        )
+        Reject(shapes={"x": (2, 3, 8)}, attrs={"heads": 3}, error="x: 8 is not a multiple of H = 3")
     ],
 )

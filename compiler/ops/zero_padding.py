@@ -17,8 +17,6 @@ OP = Op(
     doc="0 where `padding`, else x.",
     samples=[Sample(shapes={"x": (2, 3, 4), "padding": (2, 3)})],
     rejects=[
-        Reject(
-            shapes={"x": (2, 3, 4), "padding": (3, 3)}, error="B is 2 in x but 3 in padding"
-        )
+        Reject(shapes={"x": (2, 3, 4), "padding": (3, 3)}, error="B is 2 in x but 3 in padding")
     ],
 )

@@ -1,0 +1,34 @@
+"""multiway import: a released checkpoint as safetensors under spec paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from multiway import api
+from multiway.commands.common import HeadOption, SetOption, SpecArgument, note, read_spec
+
+
+def command(
+    checkpoint: Annotated[Path, typer.Argument(help="A .pth, .bin, .pt or .safetensors file.")],
+    source: SpecArgument,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The .safetensors file to write.")],
+    head: HeadOption = None,
+    family: Annotated[
+        str | None,
+        typer.Option(help="Whose names the file has; default: the family of SPEC."),
+    ] = None,
+    settings: SetOption = None,
+) -> None:
+    """Read a released checkpoint and write it under spec paths."""
+    from multiway.compiler.compile import compile_spec
+
+    spec = read_spec(source, settings).for_head(head)
+    api.rename_table(spec, family)  # an unknown family is said before anything is allocated
+    model = compile_spec(spec, fill=False)
+    api.import_weights(model, checkpoint, family=family)
+    api.save(model, out)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    note(f"wrote {out}: {total:,} parameters of {spec.name}, head {spec.head_name}")
