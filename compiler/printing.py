@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from multiway.compiler.graph import INPUT, LayerGraph, Record, Value, block_of
@@ -94,11 +94,16 @@ def folded(graph: LayerGraph) -> Iterator[Fold]:
     for record in graph:
         if block := block_of(record.path):
             blocks.setdefault(block, []).append(record)
+    hiddens = {
+        value: int(name.rpartition(".")[2])
+        for name, value in graph.names.items()
+        if re.fullmatch(r"(\w+\.)?hidden\.\d+", name)
+    }
     run: list[str] = []
     layout = None
     sizes: set[str] = set()
     for block, records in blocks.items():
-        found = _layout(graph, block, records)
+        found = _layout(graph, block, records, hiddens)
         if run and found != layout:
             yield Fold(run[0], run[-1], len(run), len(sizes) == 1)
             run, sizes = [], set()
@@ -109,25 +114,31 @@ def folded(graph: LayerGraph) -> Iterator[Fold]:
         yield Fold(run[0], run[-1], len(run), len(sizes) == 1)
 
 
-def _layout(graph: LayerGraph, block: str, records: list[Record]) -> tuple[object, ...]:
+def _layout(
+    graph: LayerGraph, block: str, records: list[Record], hiddens: Mapping[Value, int]
+) -> tuple[object, ...]:
     """What two blocks must share to be drawn as one: everything but sizes and their number."""
     return tuple(
-        (record.path.removeprefix(block), record.op, *_edges(graph, record, block))
+        (record.path.removeprefix(block), record.op, *_edges(graph, record, block, hiddens))
         for record in records
     )
 
 
-def _edges(graph: LayerGraph, record: Record, block: str) -> Iterator[tuple[str, str, int]]:
+def _edges(
+    graph: LayerGraph, record: Record, block: str, hiddens: Mapping[Value, int]
+) -> Iterator[tuple[str, str, int]]:
     number = int(block.rpartition(".")[2])
     for argument, value in graph.sources(record.path).items():
-        inside = value.path.startswith(block + ".")
-        source = value.path.removeprefix(block) if inside else _relative(value.path, number)
-        # Every layer has ports of its own of the cache.
-        yield argument, source, 0 if value.path.startswith("inputs.") else value.port
+        if value.path.startswith(block + "."):
+            yield argument, value.path.removeprefix(block), value.port
+        elif value in hiddens:  # the embedding is to block 0 what a block is to the next one
+            yield argument, f"hidden <{hiddens[value] - number}>", 0
+        elif value.path.startswith("inputs."):  # every layer has ports of its own of the cache
+            yield argument, value.path, 0
+        else:
+            yield argument, _relative(value.path, number), value.port
 
 
 def _relative(path: str, number: int) -> str:
     """A path outside of a block, with numbers as distances from the block's own."""
-    if number == 0 or path.startswith("inputs."):
-        return path
     return re.sub(r"(?<=\.)\d+(?=\.|$)", lambda m: f"<{int(m[0]) - number}>", path)

@@ -113,11 +113,11 @@ def draw(path: Path) -> None:
     console.print(f"$ multiway graph {path} --format svg -o {picture}\n")
 
 
-def block_code(model: torch.nn.Module) -> str:
+def block_code(model: mw.Model) -> str:
     from multiway.compiler.listing import readable
 
-    program = model.programs["forward"]  # type: ignore[index,operator]
-    return readable(program.get_submodule("blocks.1").code)
+    block = model.programs["forward"].get_submodule("blocks.1")
+    return readable(str(block.code))
 
 
 def mistake(path: Path) -> None:

@@ -184,6 +184,8 @@ def _read_safetensors(path: Path, unwrap: tuple[str, ...]) -> Mapping[str, torch
 
 def _read_torch(path: Path, unwrap: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
     refuse = _refusal(path)
+    if not _is_zip(path) and not _is_pickle(path):
+        raise refuse("not a torch checkpoint")
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError:
@@ -203,6 +205,12 @@ def _read_torch(path: Path, unwrap: tuple[str, ...]) -> Mapping[str, torch.Tenso
 
 def _refusal(path: Path) -> Callable[[str], MultiwayError]:
     return lambda message: MultiwayError.one("broken-weights", message, place=str(path))
+
+
+def _is_pickle(path: Path) -> bool:
+    """Whether a file begins as a pickle does (the format before torch 1.6)."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80"
 
 
 def _is_zip(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -60,8 +61,15 @@ def _excerpt(span: Span) -> list[str]:
         start = max(0, min(span.column - 1 - _CLIP // 4, len(text) - _CLIP))
         text = text[start : start + _CLIP]
     caret = span.column - 1 - start
-    length = max(1, min(span.length, len(text) - caret))
-    return [f"{span.line:>5} | {text}", f"      | {' ' * caret}{'^' * length}"]
+    before, under = text[:caret], text[caret : caret + span.length]
+    marks = " " * _columns(before) + "^" * max(_columns(under), 1)
+    return [f"{span.line:>5} | {text}", f"      | {marks}"]
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    wide = sum(unicodedata.east_asian_width(c) in "WF" for c in text)
+    return len(text) + wide - sum(unicodedata.combining(c) > 0 for c in text)
 
 
 class MultiwayError(Exception):
@@ -99,13 +107,16 @@ class Report:
 
     def keep(self, problem: Problem) -> None:
         """Adds a problem, unless the same is said of the same place already."""
-        said = ((p.code, p.message, p.span) for p in self.problems)
-        if not self.full and (problem.code, problem.message, problem.span) not in said:
+        if not self.full and all(_says(p) != _says(problem) for p in self.problems):
             self.problems.append(problem)
 
     def raise_if_any(self) -> None:
         if self.problems:
             raise MultiwayError(self.problems)
+
+
+def _says(problem: Problem) -> tuple[object, ...]:
+    return problem.code, problem.message, problem.span, problem.place
 
 
 def quote(text: str) -> str:

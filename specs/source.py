@@ -1,13 +1,17 @@
 """YAML text to a tree of nodes that know where they stand.
 
-Only plain data is read: mappings, lists, strings, numbers, true / false and null. Sizes are limited on the event
-stream, before anything is composed, and what YAML 1.1 would silently turn into something else (`no`, `010`, `1:30`,
-dates, `1e-5` as a string) is either right here or stays a string that the type check then names.
+Only plain data is read: mappings, lists, strings, numbers, true / false and null. Sizes are limited
+on the event stream, before anything is composed, and what YAML 1.1 would silently turn into
+something else (`no`, `010`, `1:30`, dates, `1e-5` as a string) is either right here or stays a
+string that the type check then names.
 """
 
 from __future__ import annotations
 
+import codecs
+import dataclasses
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +20,7 @@ from typing import Any
 
 import yaml
 
-from multiway.specs.errors import MultiwayError, Span
+from multiway.specs.errors import MultiwayError, Span, quote
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
@@ -27,24 +31,25 @@ _INT = re.compile(r"[-+]?(0|[1-9][0-9]{0,30})")
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]{1,4})?")
 _WORDS: dict[str, bool | None] = {"true": True, "false": False, "null": None, "~": None, "": None}
 
-type_names = {
-    dict: "a mapping",
-    list: "a list",
-    str: "a string",
-    bool: "true or false",
-    int: "a number",
-}
+# Where YAML sees the end of a line, and the characters that it does not allow.
+_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+_FORBIDDEN = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A YAML value with its place. `value` is a dict or list of Nodes, or a plain scalar."""
+    """A YAML value with its place. `value` is a dict or list of Nodes, or a plain scalar.
+
+    The place of a mapping or a list is the key that names it. `size` counts the values inside,
+    aliases expanded; `depth` the levels.
+    """
 
     value: Any
     span: Span
     keys: dict[str, Span] = field(default_factory=dict)
     size: int = 1
     quoted: bool = False
+    depth: int = 1
 
     def __getitem__(self, key: str) -> Node:
         return self.value[key]  # type: ignore[no-any-return]
@@ -65,80 +70,129 @@ class Node:
 
     def kind(self) -> str:
         """What this is, in words for an error."""
-        if self.value is None:
-            return "nothing"
-        if isinstance(self.value, (dict, list)):
-            return type_names[type(self.value)]
-        return f"{self.value!r}" if isinstance(self.value, str) else str(self.plain()).lower()
+        match self.value:
+            case None:
+                return "nothing"
+            case dict():
+                return "a mapping"
+            case list():
+                return "a list"
+            case str():
+                return quote(self.value)
+            case _:
+                return str(self.value).lower()
 
 
 def read_file(path: Path) -> Node:
-    """Parses a spec file. Raises MultiwayError for anything that is not a YAML mapping within the limits."""
+    """Parses a spec file. Raises MultiwayError unless it is a YAML mapping within the limits."""
     name = str(path)
     try:
-        if path.is_dir():
-            raise MultiwayError.one("not-a-file", "this is a directory, not a spec", place=name)
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise MultiwayError.one(
-                "too-large", f"{size:,} bytes; a spec has at most {MAX_BYTES:,}", place=name
-            )
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+            size = max(os.fstat(file.fileno()).st_size, len(data))
+    except IsADirectoryError:
+        raise MultiwayError.one(
+            "not-a-file", "this is a folder, not a spec", place=name, expected="a .yaml file"
+        ) from None
     except FileNotFoundError:
         raise MultiwayError.one("no-such-file", "there is no such file", place=name) from None
-    except OSError as error:
-        raise MultiwayError.one(
-            "unreadable", f"cannot be read: {error.strerror}", place=name
-        ) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MultiwayError.one("unreadable", f"cannot be read: {reason}", place=name) from None
+    if len(data) > MAX_BYTES:
+        raise _too_large(f"{size:,} bytes", name)
     try:
-        text = data.decode("utf-8-sig")
+        data = data.removeprefix(codecs.BOM_UTF8)
+        text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise MultiwayError.one(
-            "not-utf8", f"not UTF-8 text: byte 0x{data[error.start]:02x} in line {line}", place=name
+            "not-utf8",
+            f"line {line} is not UTF-8 text: it holds the byte 0x{data[error.start]:02x}",
+            place=name,
+            expected="a text file saved as UTF-8",
         ) from None
     return parse(text, file=name)
+
+
+def _too_large(size: str, file: str) -> MultiwayError:
+    return MultiwayError.one(
+        "too-large",
+        f"{size} are too many for a spec",
+        place=file,
+        expected=f"at most {MAX_BYTES:,}",
+    )
+
+
+_SMALLEST = "keys and their values, as in `multiway: 1`"
 
 
 def parse(text: str, *, file: str) -> Node:
     """Parses YAML text into a mapping Node. Raises MultiwayError."""
     if len(text) > MAX_BYTES:
-        raise MultiwayError.one(
-            "too-large", f"{len(text):,} characters; a spec has at most {MAX_BYTES:,}", place=file
-        )
+        raise _too_large(f"{len(text):,} characters", file)
     root = parse_value(text, file=file)
     if root is None or root.value is None:
-        raise MultiwayError.one("empty", "there is nothing in this spec", place=file)
+        raise MultiwayError.one(
+            "empty", "there is nothing in this spec", place=file, expected=_SMALLEST
+        )
     if not isinstance(root.value, dict):
         raise MultiwayError.one(
-            "wrong-type", f"a spec is a mapping, this is {root.kind()}", span=root.span
+            "wrong-type",
+            f"a spec is a mapping, this is {root.kind()}",
+            span=root.span,
+            expected=_SMALLEST,
         )
     return root
 
 
 def parse_value(text: str, *, file: str) -> Node | None:
     """Parses YAML text into any Node, None where the text holds no value."""
-    lines = text.split("\n")
-    events = yaml.parse(text, Loader=_LOADER)
+    text = text.removeprefix("\ufeff")
+    lines = _BREAK.split(text)
+    if (bad := _FORBIDDEN.search(text)) is not None:
+        raise _forbidden(bad[0], _BREAK.split(text[: bad.start()]), file, lines)
     try:
-        return _Composer(file, lines, events).document()
+        return _Composer(file, lines, yaml.parse(text, Loader=_LOADER)).document()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = mark.line if mark else 0
-        text_line = lines[line] if line < len(lines) else ""
-        column = min(mark.column if mark else 0, len(text_line))
-        span = Span(file, line + 1, column + 1, 1, text_line)
-        problem = error.problem or error.context or "not YAML"
-        raise MultiwayError.one("yaml-syntax", f"not valid YAML: {problem}", span=span) from None
-    except (yaml.YAMLError, ValueError) as error:
-        reason = getattr(error, "reason", None) or "a character that YAML does not allow"
-        raise MultiwayError.one("yaml-syntax", f"not valid YAML: {reason}", place=file) from None
+        raise _syntax_error(error, file, lines) from None
+
+
+def _forbidden(character: str, before: list[str], file: str, lines: list[str]) -> MultiwayError:
+    line, column = len(before), len(before[-1]) + 1
+    return MultiwayError.one(
+        "yaml-syntax",
+        f"the character {character!r} may not stand in YAML",
+        span=Span(file, line, column, 1, lines[line - 1]),
+    )
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, file: str, lines: list[str]) -> MultiwayError:
+    """What YAML's own parser refuses, in its words, at its place."""
+    mark = error.problem_mark or error.context_mark
+    span = _at(mark, file, lines)
+    problem = error.problem or error.context or "cannot be read"
+    notes: tuple[tuple[str, str], ...] = ()
+    if error.context_mark is not None and error.problem:
+        start = _at(error.context_mark, file, lines)
+        notes = ((str(error.context), f"that begins at {start}"),)
+    tab = "spaces in front of a line; YAML does not take tabs there"
+    expected = tab if span.text[span.column - 1 : span.column] == "\t" else ""
+    message = f"not valid YAML: {problem}"
+    return MultiwayError.one("yaml-syntax", message, span=span, expected=expected, notes=notes)
+
+
+def _at(mark: Any, file: str, lines: list[str]) -> Span:
+    line = min(mark.line, len(lines) - 1) if mark is not None else 0
+    column = min(mark.column if mark is not None else 0, len(lines[line]))
+    return Span(file, line + 1, column + 1, 1, lines[line])
 
 
 class _Composer:
     def __init__(self, file: str, lines: list[str], events: Iterator[Any]) -> None:
         self.file, self.lines, self.events = file, lines, events
         self.anchors: dict[str, Node] = {}
+        self.count = 0
 
     def document(self) -> Node | None:
         root: Node | None = None
@@ -150,8 +204,11 @@ class _Composer:
         return root
 
     def node(self, event: Any, depth: int) -> Node:
+        self.count += 1
         if depth > MAX_DEPTH:
-            raise self.error("too-deep", f"nested more than {MAX_DEPTH} levels deep", event)
+            raise self.too_deep(event)
+        if self.count > MAX_NODES:
+            raise self.error("too-large", f"more than {MAX_NODES:,} values", event)
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in self.anchors:
                 raise self.error(
@@ -160,9 +217,14 @@ class _Composer:
             return self.anchors[event.anchor]
         if event.tag is not None and event.tag != "!":
             raise self.error(
-                "tag", f"tag {_short_tag(event.tag)!r}: a spec holds plain data only", event
+                "tag",
+                f"the tag {quote(_short_tag(event.tag))} has no meaning here",
+                event,
+                expected="plain data: mappings, lists, texts, numbers, true, false and ~",
             )
         node = self.compose(event, depth)
+        if node.depth > MAX_DEPTH:  # deeper than it looks, by aliases inside aliases
+            raise self.too_deep(event)
         if node.size > MAX_NODES:
             raise self.error(
                 "too-large", f"more than {MAX_NODES:,} values once aliases are expanded", event
@@ -171,31 +233,42 @@ class _Composer:
             self.anchors[event.anchor] = node
         return node
 
+    def too_deep(self, event: Any) -> MultiwayError:
+        return self.error("too-deep", f"nested more than {MAX_DEPTH} levels deep", event)
+
     def compose(self, event: Any, depth: int) -> Node:
         if isinstance(event, yaml.ScalarEvent):
             value = scalar(event.value) if event.implicit[0] else event.value
             return Node(value, self.span(event), quoted=event.style is not None)
         if isinstance(event, yaml.SequenceStartEvent):
             items = [self.node(child, depth + 1) for child in self.until(yaml.SequenceEndEvent)]
-            return Node(items, self.span(event), size=1 + sum(item.size for item in items))
+            return _collection(items, items, self.span(event))
         return self.mapping(event, depth)
 
     def mapping(self, start: Any, depth: int) -> Node:
         values: dict[str, Node] = {}
         keys: dict[str, Span] = {}
         for event in self.until(yaml.MappingEndEvent):
-            if not isinstance(event, yaml.ScalarEvent):
-                raise self.error("wrong-type", "a key must be a plain name", event)
-            name, span = event.value, self.span(event)
+            name, span = self.key(event), self.span(event)
             if name in values:
-                first = f"line {keys[name].line}"
                 raise self.error(
-                    "duplicate-key", f"{name!r} stands here twice (first in {first})", event
+                    "duplicate-key",
+                    f"{quote(name)} stands here twice",
+                    event,
+                    notes=(("first", f"at {keys[name]}"),),
                 )
             value = self.node(next(self.events), depth + 1)
-            _check_split_call(name, span, value)
+            if start.flow_style:
+                _check_split_call(name, span, value)
+            if isinstance(value.value, (dict, list)):
+                value = dataclasses.replace(value, span=span)
             values[name], keys[name] = value, span
-        return Node(values, self.span(start), keys, 1 + sum(v.size for v in values.values()))
+        return _collection(values, list(values.values()), self.span(start), keys)
+
+    def key(self, event: Any) -> str:
+        if isinstance(event, yaml.ScalarEvent):
+            return str(event.value)
+        raise self.error("wrong-type", "this cannot be a key", event, expected="a plain name")
 
     def until(self, end: type) -> Iterator[Any]:
         for event in self.events:
@@ -209,8 +282,16 @@ class _Composer:
         length = stop.column - start.column if stop.line == start.line else len(text) - start.column
         return Span(self.file, start.line + 1, start.column + 1, max(length, 1), text)
 
-    def error(self, code: str, message: str, event: Any) -> MultiwayError:
-        return MultiwayError.one(code, message, span=self.span(event))
+    def error(self, code: str, message: str, event: Any, **more: Any) -> MultiwayError:
+        return MultiwayError.one(code, message, span=self.span(event), **more)
+
+
+def _collection(
+    value: Any, children: list[Node], span: Span, keys: dict[str, Span] | None = None
+) -> Node:
+    size = 1 + sum(child.size for child in children)
+    depth = 1 + max((child.depth for child in children), default=0)
+    return Node(value, span, keys or {}, size, depth=depth)
 
 
 def _check_split_call(name: str, span: Span, value: Node) -> None:
@@ -218,12 +299,23 @@ def _check_split_call(name: str, span: Span, value: Node) -> None:
     for text, place in ((name, span), (value.value, value.span)):
         quoted = place is value.span and value.quoted
         if isinstance(text, str) and not quoted and text.count("(") != text.count(")"):
+            whole = _call_at(place) or text
             raise MultiwayError.one(
                 "quote-expression",
-                f"{text!r} is half an expression: YAML splits at commas inside {{ }} and [ ]",
-                span=place,
-                expected='the expression in quotes, as in hidden: "max(1, 2)"',
+                "YAML ends a value at the comma, so this expression needs quotes",
+                span=dataclasses.replace(place, length=len(whole)),
+                expected=f'"{whole}"',
             )
+
+
+def _call_at(span: Span) -> str:
+    """The text at a place up to the bracket that closes its first one, if it does in this line."""
+    text, level = span.text[span.column - 1 :], 0
+    for end, character in enumerate(text, 1):
+        level += (character == "(") - (character == ")")
+        if level == 0 and character == ")":
+            return text[:end]
+    return ""
 
 
 def _short_tag(tag: str) -> str:
@@ -231,7 +323,7 @@ def _short_tag(tag: str) -> str:
 
 
 def scalar(text: str) -> str | int | float | bool | None:
-    """The value of a plain scalar: a number only where Python and JSON would read the same number."""
+    """The value of a plain scalar: a number only where Python and JSON would read the same one."""
     if text in _WORDS:
         return _WORDS[text]
     if _INT.fullmatch(text):

@@ -125,15 +125,19 @@ def input_lists(draw: Draw, kinds: Sequence[str]) -> dict[str, Mappings]:
     )
     if {"causal_lm", "prefix_lm"} & set(kinds) and not {"text", "note"} & set(names):
         names.insert(draw(st.integers(0, len(names))), "text")
-    return {
-        name: draw(INPUT_FORMS[INPUTS[name][1]]) | {"modality": INPUTS[name][0]} for name in names
-    }
+    found = {name: draw(INPUT_FORMS[INPUTS[name][1]]) for name in names}
+    if "prefix_lm" in kinds:
+        # A prefix is seen as a whole, so it has no padding: at least one input beside the text.
+        kept = draw(st.sampled_from([name for name in names if INPUTS[name][1] == "tokens"]))
+        for name in set(names) - {kept}:
+            found[name].pop("padding", None)
+    return {name: each | {"modality": INPUTS[name][0]} for name, each in found.items()}
 
 
 PADDING = sometimes(padding=st.sampled_from(["none", "right"]))
 INPUT_FORMS = {
     "tokens": PADDING.map(lambda more: {"vocab": "vocab", "context": CONTEXT} | more),
-    "image": st.integers(1, 3).map(lambda channels: {"size": "image", "channels": channels}),
+    "image": st.just({"size": "image", "channels": 2}),
     "features": PADDING.map(lambda more: {"features": 3, "context": CONTEXT} | more),
 }
 LEARNED = st.builds(
@@ -310,16 +314,11 @@ def causal_lms(draw: Draw, facts: Facts) -> Mappings:
 
 @st.composite
 def prefix_lms(draw: Draw, facts: Facts) -> Mappings:
-    text = draw(st.sampled_from(facts.of_form("tokens")))
-    # A padded input is no prefix: every token of the prefix is seen.
-    others = [
-        name
-        for name, each in facts.inputs.items()
-        if name != text and each.get("padding") != "right"
-    ]
-    assume_one = st.sampled_from(others) if others else st.nothing()
+    prefixes = [n for n, each in facts.inputs.items() if each.get("padding") != "right"]
+    prefix = draw(st.sampled_from([n for n in prefixes if facts.of_form("tokens") != [n]]))
+    text = draw(st.sampled_from([name for name in facts.of_form("tokens") if name != prefix]))
     more = sometimes(bias=st.booleans(), label_smoothing=st.sampled_from([0.0, 0.1]))
-    found = {"kind": "prefix_lm", "prefix": draw(assume_one), "text": text}
+    found = {"kind": "prefix_lm", "prefix": prefix, "text": text}
     return merged(found, draw(more), draw(common(facts)))
 
 

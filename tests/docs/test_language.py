@@ -22,6 +22,7 @@ from multiway.compiler.graph import INPUT, LayerGraph
 from multiway.compiler.heads import contrastive, kinds
 from multiway.compiler.printing import to_text
 from multiway.specs import config, expressions, language
+from multiway.specs.source import parse, scalar
 from multiway.specs.spec import Spec
 
 ROOT = Path(__file__).parents[2]
@@ -109,8 +110,9 @@ def key_table(name: str) -> str:
         values = textwrap.wrap(value, widths[1])
         meanings = textwrap.wrap(meaning, WIDTH - start, break_on_hyphens=False)
         for i in range(max(len(values), len(meanings))):
-            cells = [key if i == 0 else "", *(t[i] if i < len(t) else "" for t in (values,))]
-            cells += [given if i == 0 else "", meanings[i] if i < len(meanings) else ""]
+            cells = [key, values[i] if i < len(values) else "", given]
+            cells = cells if i == 0 else ["", cells[1], ""]
+            cells.append(meanings[i] if i < len(meanings) else "")
             padded = [cell.ljust(width) for cell, width in zip(cells, [*widths, 0], strict=True)]
             lines.append("  ".join(padded).rstrip())
     return "\n".join(lines) + "\n"
@@ -148,9 +150,13 @@ def holds(annotation: object) -> str:
     return annotation.__name__
 
 
+def hint(cls: type[config.Config], key: str) -> object:
+    return config.unwrap(config.keys_of(cls)[key][0])[0]
+
+
 def default(cls: type[config.Config], key: str) -> str:
     """The default of a key; `-` where there is none and it may be left out."""
-    if key in cls.required:
+    if key in cls.required or key == "kind" and len(typing.get_args(hint(cls, key))) == 1:
         return "required"
     field = cls.__dataclass_fields__[key]
     value = field.default if field.default is not MISSING else None
@@ -171,8 +177,6 @@ def spec_of(file: Path) -> Spec:
 
 
 def load_text(text: str) -> Spec:
-    from multiway.specs.source import parse
-
     return mw.load(parse(text, file="my.yaml"))
 
 
@@ -297,13 +301,14 @@ def print_traps(file: Path) -> str:
 
 
 def _value_of(key: str, text: str) -> str:
+    if scalar(text) is None:
+        return "left out"
     try:
-        spec = mw.load(EXAMPLES / "decoder.yaml", set={"dims.x": "0", key: text})
+        spec = mw.load(EXAMPLES / "decoder.yaml", set={key: text})
     except mw.MultiwayError as error:
-        (problem,) = error.problems
-        return f"error[{problem.code}]"
+        return f"error[{error.problems[0].code}]"
     if key == "dims.x":
-        return f"{spec.dims['x']:g}" if "x" in spec.dims else "left out"
+        return f"{spec.dims['x']:g}"
     return str(spec.heads["lm"].tie).lower()  # type: ignore[attr-defined]
 
 

@@ -1,0 +1,1 @@
+"""Spec to layer graph to torch.fx program."""

@@ -1,0 +1,321 @@
+"""The command line: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import multiway as mw
+from multiway import cli
+
+SMALL = """\
+multiway: 1
+name: small
+dims: {depth: 2, width: 16, num_heads: 2, vocab: 256, context: 32}
+inputs: {tokens: {modality: text, vocab: vocab, context: context}}
+block:
+  norm: {kind: rms_norm, eps: 1e-6}
+  attention: {heads: num_heads, mask: causal, position: rotary}
+  ffn: {hidden: 2 * width}
+heads: {lm: {kind: causal_lm}}
+"""
+
+
+class Ran(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: Any, capsys: Any) -> Callable[..., Ran]:
+    """Runs the command in this process, as its entry point does."""
+
+    def call(*arguments: object, stdin: bytes = b"") -> Ran:
+        monkeypatch.setattr(sys, "argv", ["multiway", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Ran(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory: Any) -> Path:
+    """A photograph, as a file."""
+    image = pytest.importorskip("PIL.Image")
+    datasets = pytest.importorskip("sklearn.datasets")
+    path = tmp_path_factory.mktemp("photo") / "china.jpg"
+    image.fromarray(datasets.load_sample_image("china.jpg")).save(path)
+    return Path(path)
+
+
+# check
+
+
+def test_check_says_what_is_right(run: Any, small: Path) -> None:
+    found = run("check", small, "beit3-test")
+    assert found.code == 0
+    assert "ok  small: 2 blocks of width 16" in found.out
+    assert "nlvr2: 163,202 parameters" in found.out
+    assert found.err == ""
+
+
+def test_check_reports_every_spec_and_exits_2(run: Any, small: Path, tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(SMALL.replace("hidden: 2", "hiden: 2"))
+    found = run("check", wrong, small)
+    assert found.code == 2
+    assert "ok  small" in found.out
+    assert f"{wrong}:8:9: error[unknown-key]: 'hiden' is not a key of ffn" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_check_reads_standard_input(run: Any) -> None:
+    assert run("check", "-", stdin=SMALL.encode()).code == 0
+    assert run("check", "-", stdin=b"\xff\xfe").code == 2
+    assert "too-large" in run("check", "-", stdin=b"#" * (1 << 21)).err
+
+
+def test_check_json_is_one_document_even_with_errors(run: Any, small: Path) -> None:
+    found = run("check", small, "nope", "--json")
+    assert found.code == 2
+    assert found.err == ""
+    good, bad = json.loads(found.out)
+    assert good["heads"]["lm"]["programs"] == ["forward", "loss", "prefill", "decode"]
+    assert bad["errors"][0]["code"] == "unknown-spec"
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ("depht=3", "'depht' is not a dim of this spec"),
+        ("block.ffn.hiden=3", "'hiden' is not a key of ffn"),
+        ("depth", "'depth' sets nothing"),
+        ("depth=0", "depth"),
+        ("block..norm=1", "a name is missing here"),
+    ],
+)
+def test_a_wrong_setting_is_named(run: Any, small: Path, setting: str, text: str) -> None:
+    found = run("check", small, "--set", setting)
+    assert found.code == 2
+    assert text in found.err
+
+
+def test_set_changes_dims_and_paths(run: Any, small: Path) -> None:
+    settings = ("--set", "depth=3", "--set", "wiring.use=mudd")
+    found = json.loads(run("zoo", "mudd-pythia-test", "--json").out)
+    assert found[0]["wiring"] == "mudd"
+    assert "3 blocks" in run("check", small, *settings).out
+
+
+# show, graph, schema, zoo
+
+
+def test_show_adds_up(run: Any, small: Path) -> None:
+    found = json.loads(run("show", small, "--length", 8, "--json").out)
+    parts = found["parts"]
+    total = parts.pop("total")
+    model = mw.compile(small)
+    assert total["parameters"] == sum(p.numel() for p in model.parameters())
+    assert total["flops"] == sum(part["flops"] for part in parts.values())
+    assert found["sizes"] == {"B": 1, "T": 8}
+    assert "FLOPs" in run("show", small).out
+
+
+def test_show_needs_a_head_where_there_are_several(run: Any) -> None:
+    found = run("show", "beit3-base")
+    assert found.code == 2
+    assert "beit3-base has several heads" in found.err
+
+
+def test_graph_formats(run: Any, small: Path, tmp_path: Path) -> None:
+    text = run("graph", small).out
+    assert "# blocks.0 to blocks.1: 2 blocks like this one" in text
+    assert "blocks.1.attention.query" in run("graph", small, "--unfold").out
+    data = json.loads(run("graph", small, "--format", "json").out)
+    assert {"nodes", "edges", "directed", "multigraph"} <= data.keys()
+    out = tmp_path / "graph.html"
+    assert run("graph", small, "--format", "html", "-o", out).code == 0
+    assert out.read_text().startswith("<!doctype html>")
+    assert run("graph", small, "--format", "svg").out.startswith("<svg")
+
+
+def test_graph_names_an_unknown_program(run: Any, small: Path) -> None:
+    found = run("graph", small, "--program", "decod")
+    assert found.code == 2
+    assert "nearest:  decode" in found.err
+
+
+def test_schema_is_json(run: Any) -> None:
+    assert json.loads(run("schema").out)["$schema"].endswith("2020-12/schema")
+
+
+def test_zoo_filters(run: Any) -> None:
+    def names(*arguments: str) -> list[str]:
+        return [row["name"] for row in json.loads(run("zoo", *arguments, "--json").out)]
+
+    assert "beit3-large" in names()
+    assert names("*-2.8b") == ["mudd-pythia-2.8b", "muddformer-2.8b"]
+    assert names("beit3", "--max-params", "1M") == ["beit3-test"]
+    assert set(names("--wiring", "mudd")) == {n for n in names() if n.startswith("mudd")}
+    assert names("--head", "vqa_768") == ["beit3-large"]
+    assert set(names("--head", "causal_lm")) == set(names("--routing", "none"))
+    assert run("zoo", "--head", "nothing").out.strip() == "no entry fits"
+    assert run("zoo", "bert").code == 2
+    assert run("zoo", "--max-params", "many").code == 2
+
+
+# compile
+
+
+def test_compile_writes_what_runs(run: Any, small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    found = run("compile", small, "-o", out, "--verify")
+    assert found.code == 0, found.err
+    assert (
+        "verified decode: graph, lowered code, model.py; outputs equal"
+        in (out / "report.txt").read_text()
+    )
+    again = mw.load(out / "spec.yaml")
+    assert again.dims == mw.load(small).dims
+    assert json.loads((out / "graph.loss.json").read_text())["multigraph"]
+
+
+def test_compile_does_not_overwrite_without_force(run: Any, small: Path, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "precious").write_text("x")
+    found = run("compile", small, "-o", tmp_path / "made")
+    assert found.code == 2
+    assert "this folder is not empty" in found.err
+    assert [p.name for p in (tmp_path / "made").iterdir()] == ["precious"]
+    assert run("compile", small, "-o", tmp_path / "made", "--force").code == 0
+    assert not (tmp_path / "made" / "precious").exists()
+    assert run("compile", small, "-o", small).code == 2
+    assert small.read_text() == SMALL
+
+
+def test_a_failed_compile_writes_nothing(run: Any, small: Path, tmp_path: Path) -> None:
+    found = run("compile", small, "-o", tmp_path / "made", "--set", "block.attention.heads=3")
+    assert found.code == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["small.yaml"]
+
+
+# import and run
+
+
+def test_import_then_run(run: Any, tmp_path: Path) -> None:
+    model = mw.compile("mudd-pythia-test", seed=5)
+    own = model.state_dict()
+    pairs, _ = mw.rename_table(model.spec).pairs(own)
+    save_file({p.theirs: own[p.ours[0]] for p in pairs}, tmp_path / "released.safetensors")
+    out = tmp_path / "ours.safetensors"
+    found = run("import", tmp_path / "released.safetensors", "mudd-pythia-test", "-o", out)
+    assert found.code == 0, found.err
+    assert all(torch.equal(value, own[name]) for name, value in load_file(out).items())
+    random = json.loads(run("run", "mudd-pythia-test", "--text", "One", "--json").out)
+    loaded = run("run", "mudd-pythia-test", "--text", "One", "--weights", out, "--json")
+    assert json.loads(loaded.out)["random_weights"] is False
+    assert json.loads(loaded.out)["new_ids"] != random["new_ids"]
+
+
+def test_import_lists_what_does_not_fit(run: Any, tmp_path: Path) -> None:
+    save_file({"norm.weight": torch.zeros(3), "else": torch.zeros(1)}, tmp_path / "x.safetensors")
+    out = tmp_path / "out.safetensors"
+    found = run("import", tmp_path / "x.safetensors", "mudd-pythia-test", "-o", out)
+    assert found.code == 2
+    assert "norm.weight is [3], needs [64]" in found.err
+    assert "else" in found.err
+    assert "dense_bs.3 (for output.mix.static)" in found.err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("head", "images", "text", "expected"),
+    [
+        ("imageclassification", 1, None, "logits: [1, 13]"),
+        ("vqa", 1, "what?", "logits: [1, 17]"),
+        ("nlvr2", 2, "two temples", "logits: [1, 2]"),
+        ("captioning", 1, "a", "logits: [1, 3, 320]"),
+        ("retrieval", 1, "a temple", "embedding: [1, 48]"),
+        ("features", 1, "a", "features: [1, 20, 48]"),
+    ],
+)
+def test_run_every_head(
+    run: Any, photo: Path, head: str, images: int, text: str | None, expected: str
+) -> None:
+    options = ["--image", photo] * images + (["--text", text] if text else [])
+    found = run("run", "beit3-test", "--head", head, *options)
+    assert found.code == 0, found.err
+    assert expected in found.out
+    assert "the weights are random" in found.err
+
+
+def test_run_names_what_is_wrong(run: Any, photo: Path, small: Path, tmp_path: Path) -> None:
+    head = ("run", "beit3-test", "--head", "vqa")
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photo.read_bytes()[:2000])
+    for arguments, text in (
+        ((*head, "--text", "x"), "the head reads 'image'"),
+        ((*head, "--image", photo), "the head reads 'text'"),
+        ((*head, "--image", small, "--text", "x"), "this is not an image"),
+        ((*head, "--image", cut, "--text", "x"), "this image cannot be read"),
+        ((*head, "--image", tmp_path / "no.png", "--text", "x"), "there is no such file"),
+        ((*head, "--image", photo, "--text", "x" * 100), "the text has 102 tokens"),
+        (("run", small, "--text", "x", "--weights", small), "not a torch checkpoint"),
+        (("run", small, "--text", "x", "--image", photo), "reads no image"),
+    ):
+        found = run(*arguments)
+        assert found.code == 2, arguments
+        assert text in found.err
+
+
+# The command itself
+
+
+def test_usage_errors_exit_2(run: Any) -> None:
+    assert run("frobnicate").code == 2
+    assert run("show", "beit3-test", "--hed", "vqa").code == 2
+    assert run("--version").out.startswith("multiway ")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "beit3-base"],
+        ["show", "mudd-pythia-1.4b"],
+        ["graph", "beit3-test", "--head", "nlvr2"],
+        ["graph", "mudd-pythia-test", "--format", "svg"],
+        ["schema"],
+        ["zoo"],
+    ],
+)
+def test_looking_does_not_import_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom multiway import cli\n"
+        f"sys.argv = {['multiway', *arguments]!r}\n"
+        "try:\n    cli.main()\nexcept SystemExit:\n    pass\n"
+        "sys.exit(3 if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr
