@@ -3,7 +3,8 @@
     vars:     names that stand for one of several texts: `way: {vision: A, text: B}`
     names:    ours -> theirs; `{way}` matches a key and is replaced by its value, `{i}` matches a
               number; behind the arrow `{i-1}` and dims such as `{depth-1}` may be used
-    stacked:  several of ours, laid on top of one another, are one of theirs
+    stacked:  several of ours, laid on top of one another, are one of theirs; with `groups: heads`
+              (a number or a dim) they alternate, one part of each for every head
     ignore:   patterns of theirs that nothing reads
 
 `when:` limits an entry to specs with that wiring. Both directions follow from one table.
@@ -22,10 +23,11 @@ _VARIABLE = re.compile(r"\{(\w+)(?:([+-])(\d+))?\}")
 
 @dataclass(frozen=True)
 class Pair:
-    """One foreign tensor and the parameters that it holds, one below the other."""
+    """One foreign tensor and the parameters that it holds, one below the other in every group."""
 
     ours: tuple[str, ...]
     theirs: str
+    groups: int = 1  # e.g. heads, where each head has its query, key and value rows together
 
 
 class RenameTable:
@@ -55,6 +57,14 @@ class RenameTable:
         """Whether a foreign tensor may be left unread."""
         return any(fnmatch.fnmatchcase(theirs, pattern) for pattern in self.ignored)
 
+    def is_of(self, theirs: str, ours: tuple[str, ...]) -> bool:
+        """Whether a foreign name is what some parameter of ours beginning with `ours` is called."""
+        return any(
+            fnmatch.fnmatchcase(theirs, _VARIABLE.sub("*", foreign))
+            for name, foreign in self.names.items()
+            if name.startswith(ours)
+        )
+
     def pairs(self, ours: Iterable[str]) -> tuple[list[Pair], list[str]]:
         """Foreign tensors for our parameters, and those of ours that the table does not know."""
         found: dict[str, Pair] = {}
@@ -73,7 +83,8 @@ class RenameTable:
                 bound = self._match(pattern, path)
                 if bound is not None:
                     ours = tuple(_fill(each, bound, {}) for each in entry["ours"])
-                    return Pair(ours, self._foreign(entry["theirs"], bound))
+                    groups = int(self.facts.get(entry.get("groups"), entry.get("groups", 1)))
+                    return Pair(ours, self._foreign(entry["theirs"], bound), groups)
         return None
 
     def _single(self, path: str) -> Pair | None:

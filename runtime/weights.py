@@ -1,34 +1,80 @@
-"""Checkpoints in and out. What is written is safetensors; names are spec paths."""
+"""Weights in and out of models. Native files are safetensors whose names are spec paths."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from multiway.runtime.checkpoint import Checkpoint, open_checkpoint
 from multiway.runtime.model import Model
-from multiway.runtime.rename import RenameTable
+from multiway.runtime.rename import Pair, RenameTable
 from multiway.specs.errors import MultiwayError, nearest
 
 FORMAT = "multiway"
+TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _SHOWN = 400  # names listed for one kind of mismatch; more than any real difference
+_HEAD_PARTS = ("heads.", "output.")  # parameters whose presence depends on the head
 
 
 def save_weights(model: Model, path: str | Path) -> None:
     """Writes all parameters under their spec paths. Nothing is left behind if it fails."""
     tensors = {name: value.contiguous() for name, value in model.state_dict().items()}
     metadata = {"format": FORMAT, "spec": model.spec.name, "head": model.spec.head_name}
-    _write(tensors, Path(path), metadata)
+    _write(Path(path), lambda name: save_file(tensors, name, metadata=metadata))
 
 
-def _write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+def export_weights(model: Model, path: str | Path, table: RenameTable) -> None:
+    """Writes the parameters under foreign names, as safetensors or, by the suffix, a torch file.
+
+    The inverse of load_weights with the same table. Raises MultiwayError.
+    """
+    path, own = Path(path), model.state_dict()
+    pairs, unknown = table.pairs(own)
+    if unknown:
+        raise MultiwayError.one(
+            "no-foreign-name",
+            f"{len(unknown)} parameters of {model.spec.name} have no name in {table.doc}",
+            place=str(path),
+            notes=(("first", ", ".join(unknown[:5])),),
+        )
+    tensors = {pair.theirs: _stacked(pair, own) for pair in pairs}
+    if path.suffix in TORCH_SUFFIXES:
+        wrapped = {table.unwrap[0]: tensors} if table.unwrap else tensors
+        _write(path, lambda name: torch.save(wrapped, name))
+    else:
+        _write(path, lambda name: save_file(tensors, name, metadata={"format": "pt"}))
+
+
+def _stacked(pair: Pair, own: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Our tensors as the one that a foreign file has."""
+    if len(pair.ours) == 1:
+        return own[pair.ours[0]].contiguous()
+    parts = [_grouped(own[name], pair.groups) for name in pair.ours]
+    return torch.cat(parts, dim=1).flatten(0, 1).contiguous()
+
+
+def _grouped(tensor: torch.Tensor, groups: int) -> torch.Tensor:
+    return tensor.reshape(groups, -1, *tensor.shape[1:])
+
+
+def _unstacked(pair: Pair, theirs: torch.Tensor, rows: Sequence[int]) -> Sequence[torch.Tensor]:
+    """The inverse of _stacked; `rows` are the first axes of our tensors."""
+    if len(rows) == 1:
+        return (theirs,)
+    parts = torch.split(
+        _grouped(theirs, pair.groups), [count // pair.groups for count in rows], dim=1
+    )
+    return [part.flatten(0, 1) for part in parts]
+
+
+def _write(path: Path, write: Callable[[str], None]) -> None:
+    """Writes a file beside its place and moves it there when it is whole."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -36,7 +82,7 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, 
         raise MultiwayError.one("unwritable", f"cannot write: {reason}", place=str(path)) from None
     os.close(handle)
     try:
-        save_file(dict(tensors), name, metadata=metadata)
+        write(name)
         os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
         os.replace(name, path)
     except BaseException:
@@ -44,65 +90,127 @@ def _write(tensors: Mapping[str, torch.Tensor], path: Path, metadata: dict[str, 
         raise
 
 
-def load_weights(model: Model, path: str | Path, *, table: RenameTable | None = None) -> None:
+@dataclass(kw_only=True)
+class Loaded:
+    """What loading did beyond copying tensors."""
+
+    resized: list[str] = field(default_factory=list)  # position tables of another resolution
+    fresh: list[str] = field(default_factory=list)  # parameters that kept their initial values
+
+
+def load_weights(
+    model: Model,
+    path: str | Path,
+    *,
+    table: RenameTable | None = None,
+    fresh_head: bool = False,
+) -> Loaded:
     """Reads a checkpoint into a model. Raises MultiwayError, changing nothing, if it does not fit.
 
-    Without a table the names must be spec paths. Foreign files go through the table of the family.
+    table: the names of the family's released files; without one, names must be spec paths.
+    fresh_head: what belongs to the head keeps its initial values, and another head's tensors in the
+        file are left unread.
+    Position tables of images are resized where the resolution differs. Tensors are read one at a
+    time, so that little more than the model itself is in memory.
     """
-    tensors = read_tensors(Path(path), unwrap=table.unwrap if table else ())
-    own = dict(model.named_parameters())
-    if table is None:
-        found = dict(tensors)
-        _check_fit(own, found, Path(path), model)
-    else:
-        found = _renamed(own, tensors, table, Path(path), model)
+    checkpoint = open_checkpoint(Path(path), unwrap=table.unwrap if table else ())
+    plan = _Plan(model, checkpoint, Path(path), fresh_head)
+    plan.make(table)
     with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(found[name])
+        for pair in plan.pairs:
+            rows = [plan.own[name].shape[0] if plan.own[name].dim() else 1 for name in pair.ours]
+            parts = _unstacked(pair, checkpoint[pair.theirs], rows)
+            for name, part in zip(pair.ours, parts, strict=True):
+                target = plan.own[name]
+                if name in plan.loaded.resized:
+                    part = resize_positions(part, target.shape[0], keep=plan.kept_rows(name))
+                target.copy_(part)
     model.random = False
+    return plan.loaded
 
 
-def _renamed(
-    own: Mapping[str, torch.nn.Parameter],
-    tensors: Mapping[str, torch.Tensor],
-    table: RenameTable,
-    path: Path,
-    model: Model,
-) -> dict[str, torch.Tensor]:
-    """The foreign tensors under our names."""
-    pairs, unknown = table.pairs(own)
-    fit = _Fit(path, model)
-    fit.unknown += unknown
-    found: dict[str, torch.Tensor] = {}
-    for pair in pairs:
-        theirs = tensors.get(pair.theirs)
-        if theirs is None:
-            fit.missing.append(f"{pair.theirs} (for {', '.join(pair.ours)})")
-            continue
-        rows = [own[name].shape[0] if own[name].dim() else 1 for name in pair.ours]
-        wanted = own[pair.ours[0]].shape
-        if len(pair.ours) > 1:
-            wanted = torch.Size([sum(rows), *wanted[1:]])
-        if theirs.shape != wanted:
-            fit.misshaped.append(f"{pair.theirs} is {list(theirs.shape)}, needs {list(wanted)}")
-            continue
-        parts = [theirs] if len(rows) == 1 else torch.split(theirs, rows)
-        found.update(zip(pair.ours, parts, strict=True))
-    read = {pair.theirs for pair in pairs}
-    fit.extra += [name for name in tensors if name not in read and not table.ignores(name)]
-    fit.raise_if_any()
-    return found
+class _Plan:
+    """Which tensor goes where, and everything in a checkpoint that does not fit."""
 
-
-class _Fit:
-    """Everything in a checkpoint that does not fit a model."""
-
-    def __init__(self, path: Path, model: Model) -> None:
-        self.path, self.model = path, model
+    def __init__(self, model: Model, checkpoint: Checkpoint, path: Path, fresh_head: bool) -> None:
+        self.model, self.checkpoint, self.path = model, checkpoint, path
+        self.fresh_head = fresh_head
+        self.own = dict(model.named_parameters())
+        self.pairs: list[Pair] = []
+        self.loaded = Loaded()
         self.missing: list[str] = []
         self.misshaped: list[str] = []
         self.extra: list[str] = []
         self.unknown: list[str] = []
+
+    def make(self, table: RenameTable | None) -> None:
+        """Pairs every parameter with its tensor. Raises MultiwayError listing all that fails."""
+        names = list(self.own)
+        if self.fresh_head:
+            self.loaded.fresh = [name for name in names if name.startswith("heads.")]
+            names = [name for name in names if not name.startswith("heads.")]
+        if table is None:
+            pairs = [Pair((name,), name) for name in names]
+        else:
+            pairs, self.unknown = table.pairs(names)
+        for pair in pairs:
+            self.add(pair)
+        read = {pair.theirs for pair in pairs}
+        for name in self.checkpoint:
+            if name not in read and not self.may_be_left(name, table):
+                self.extra.append(self.hint(name))
+        self.raise_if_any()
+
+    def add(self, pair: Pair) -> None:
+        if pair.theirs not in self.checkpoint:
+            if self.fresh_head and pair.ours[0].startswith(_HEAD_PARTS):
+                self.loaded.fresh += pair.ours
+            else:
+                ours = "" if pair.ours == (pair.theirs,) else f" (for {', '.join(pair.ours)})"
+                self.missing.append(pair.theirs + ours)
+            return
+        found, wanted = self.checkpoint.shape(pair.theirs), self.wanted(pair)
+        if found != wanted:
+            if not self.resizable(pair.ours[0], found):
+                self.misshaped.append(f"{pair.theirs} is {list(found)}, needs {list(wanted)}")
+                return
+            self.loaded.resized.append(pair.ours[0])
+        self.pairs.append(pair)
+
+    def wanted(self, pair: Pair) -> torch.Size:
+        shapes = [self.own[name].shape for name in pair.ours]
+        if len(shapes) == 1:
+            return shapes[0]
+        return torch.Size([sum(shape[0] for shape in shapes), *shapes[0][1:]])
+
+    def may_be_left(self, name: str, table: RenameTable | None) -> bool:
+        if table is not None and table.ignores(name):
+            return True
+        if not self.fresh_head:
+            return False
+        if table is None:
+            return name.startswith(_HEAD_PARTS)
+        return table.is_of(name, _HEAD_PARTS)
+
+    def hint(self, name: str) -> str:
+        like = nearest(name, self.own)
+        return name + (f" (like {like})" if like and like not in self.checkpoint else "")
+
+    def kept_rows(self, name: str) -> int:
+        """Rows of an image's position table that are no patches: the offset and the cls token."""
+        embed = self.model.spec.embed[name.split(".")[1]]
+        assert embed.position is not None
+        return embed.position.offset + (1 if embed.cls else 0)
+
+    def resizable(self, name: str, found: torch.Size) -> bool:
+        """Whether this is the position table of a square image of another resolution."""
+        parts = name.split(".")
+        if parts[0] != "embed" or parts[2:] != ["position", "weight"]:
+            return False
+        embed = self.model.spec.embed[parts[1]]
+        if embed.patch is None or len(found) != 2 or found[1] != self.own[name].shape[1]:
+            return False
+        return _side(found[0] - self.kept_rows(name)) > 0
 
     def raise_if_any(self) -> None:
         groups = {
@@ -133,86 +241,28 @@ def _listed(names: list[str]) -> list[str]:
     return names[:_SHOWN] + more
 
 
-def _check_fit(
-    own: Mapping[str, torch.nn.Parameter],
-    found: Mapping[str, torch.Tensor],
-    path: Path,
-    model: Model,
-) -> None:
-    fit = _Fit(path, model)
-    for name, parameter in own.items():
-        if name not in found:
-            fit.missing.append(name)
-        elif found[name].shape != parameter.shape:
-            shapes = f"is {list(found[name].shape)}, needs {list(parameter.shape)}"
-            fit.misshaped.append(f"{name} {shapes}")
-    for name in found:
-        if name not in own:
-            like = nearest(name, own)
-            fit.extra.append(name + (f" (like {like})" if like and like not in found else ""))
-    fit.raise_if_any()
+def _side(patches: int) -> int:
+    """The side of a square of so many patches, 0 where there is none."""
+    side = round(max(patches, 0) ** 0.5)
+    return side if side * side == patches else 0
+
+
+def resize_positions(table: torch.Tensor, rows: int, *, keep: int) -> torch.Tensor:
+    """A position table [R, D] for another number of square patches: [rows, D].
+
+    The first `keep` rows stay, the rest is resized as an image (bicubic, corners not aligned), as
+    BEiT-3's own loader does.
+    """
+    grid = table[keep:].float()
+    old, new = _side(grid.shape[0]), _side(rows - keep)
+    image = grid.reshape(1, old, old, -1).permute(0, 3, 1, 2)
+    resized = torch.nn.functional.interpolate(
+        image, size=(new, new), mode="bicubic", align_corners=False
+    )
+    patches = resized.permute(0, 2, 3, 1).flatten(0, 2).to(table.dtype)
+    return torch.cat([table[:keep], patches])
 
 
 def read_tensors(path: Path, *, unwrap: tuple[str, ...] = ()) -> Mapping[str, torch.Tensor]:
-    """The tensors of a .safetensors file or of a torch checkpoint, by name. Raises MultiwayError.
-
-    unwrap: keys under which a torch checkpoint may keep its state dict. No pickled code runs.
-    """
-    if path.is_dir():
-        raise MultiwayError.one("not-a-file", "this is a directory", place=str(path))
-    if not path.is_file():
-        raise MultiwayError.one("no-such-file", "there is no such file", place=str(path))
-    reader = _read_safetensors if path.suffix == ".safetensors" else _read_torch
-    try:
-        return reader(path, unwrap)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise MultiwayError.one(
-            "unreadable", f"cannot be read: {reason}", place=str(path)
-        ) from None
-
-
-def _read_safetensors(path: Path, unwrap: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise MultiwayError.one(
-            "broken-weights", f"not a whole safetensors file: {error}", place=str(path)
-        ) from None
-
-
-def _read_torch(path: Path, unwrap: tuple[str, ...]) -> Mapping[str, torch.Tensor]:
-    refuse = _refusal(path)
-    if not _is_zip(path) and not _is_pickle(path):
-        raise refuse("not a torch checkpoint")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError:
-        raise refuse("holds more than tensors, and code in a checkpoint is never run") from None
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError, IndexError, TypeError):
-        raise refuse("not a whole torch checkpoint") from None
-    for key in unwrap:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not loaded:
-        raise refuse("holds no state dict")
-    strange = [name for name, value in loaded.items() if not isinstance(value, torch.Tensor)]
-    if strange:
-        raise refuse(f"not a state dict: {strange[0]!r} is no tensor")
-    return {str(name): value for name, value in loaded.items()}
-
-
-def _refusal(path: Path) -> Callable[[str], MultiwayError]:
-    return lambda message: MultiwayError.one("broken-weights", message, place=str(path))
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether a file begins as a pickle does (the format before torch 1.6)."""
-    with path.open("rb") as file:
-        return file.read(1) == b"\x80"
-
-
-def _is_zip(path: Path) -> bool:
-    """Whether a torch checkpoint can be mapped instead of read (the format since torch 1.6)."""
-    return zipfile.is_zipfile(path)
+    """The tensors of a checkpoint by name, read when asked for. Raises MultiwayError."""
+    return open_checkpoint(path, unwrap=unwrap)
