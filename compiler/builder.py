@@ -54,6 +54,7 @@ class Hiddens:
     mask: Value | None = None
     causal: bool | None = None  # None: as every block says
     cache: Cache | None = None
+    cached: tuple[str, ...] = ()  # modalities of tokens that only the cache holds
 
 
 Make = Callable[[str, str, Value], Value]
@@ -161,7 +162,7 @@ class Builder:
             return make("", "", inputs)
         present = [segment.modality for segment in seq.segments]
         fused = experts.fused
-        if fused is not None and fused.where and set(fused.when) == set(present):
+        if fused is not None and fused.where and set(fused.when) == {*present, *seq.cached}:
             return make("fused", "fused", inputs)
         if len(seq.segments) == 1:
             return make(present[0], present[0], inputs)
@@ -207,8 +208,9 @@ class Builder:
         return Tensor((b, self.length(name)), "int")
 
     def length(self, name: str) -> Any:
-        """The named length of an input: T for the first text, T_name for others."""
-        first = next((n for n, i in self.spec.inputs.items() if i.form() == "tokens"), name)
+        """The named length of an input: T for the first text (or vectors), T_name for others."""
+        forms = {each.form(): n for n, each in reversed(self.spec.inputs.items())}
+        first = forms.get("tokens") or forms.get("features")
         return sym("T" if name == first else f"T_{name}")
 
     def inputs_for(self, names: Sequence[str], *, padding: bool = True) -> dict[str, Value]:
@@ -222,6 +224,17 @@ class Builder:
                 shape = self.token_type(name).shape[:2]
                 (value,) = self.input(f"{name}_padding", Tensor(shape, "bool"))
                 found[f"{name}_padding"] = value
+        return found
+
+    def masks_for(self, names: Sequence[str]) -> dict[str, Value]:
+        """`name_masked` [B, patches] for every image whose modality has a mask token."""
+        found = {}
+        for name in names:
+            embed = self.spec.embed.get(self.spec.inputs[name].modality)
+            if embed is not None and embed.mask_token:
+                patches = (self.spec.tokens_of(name) or 0) - (1 if embed.cls else 0)
+                kind = Tensor((sym("B"), patches), "bool")
+                (found[f"{name}_masked"],) = self.input(f"{name}_masked", kind)
         return found
 
     def embed(self, name: str, values: Mapping[str, Value]) -> Value:
@@ -291,16 +304,18 @@ class Builder:
             if sizes is not None:
                 given = {"x": hidden, "sizes": sizes}
                 seq.mask = self.node("embed.mask", "prefix_mask", given)
-        elif any(block.attention.mask != "causal" for block in self.spec.blocks):
+        else:
             seq.mask = self._padding_mask(names, parts, values)
         return seq
 
     def _padding_mask(
         self, names: Sequence[str], parts: list[Value], values: Mapping[str, Value]
     ) -> Value | None:
-        """The mask of padded keys. Causal blocks need none: right padding is behind every query."""
+        """The mask of padded keys, where some query could see one."""
         padded = [values.get(f"{name}_padding") for name in names]
-        if not any(padded):
+        causal = all(block.attention.mask == "causal" for block in self.spec.blocks)
+        # Behind the last segment's padding stands nothing, so causal blocks need no mask for it.
+        if not any(padded[:-1] if causal else padded):
             return None
         each = [
             value or self.node(f"embed.{name}.no_padding", "no_padding", {"x": part})

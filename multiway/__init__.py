@@ -9,7 +9,7 @@ model = mw.compile(spec, head="lm")
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from multiway.api import build, compile, import_weights, load, rename_table, save
+from multiway.api import build, compile, export_weights, import_weights, load, rename_table, save
 from multiway.specs import MultiwayError, Spec
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ __all__ = [
     "__version__",
     "build",
     "compile",
+    "export_weights",
     "import_weights",
     "load",
     "rename_table",

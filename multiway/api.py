@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from multiway.runtime.model import Model
+    from multiway.runtime.weights import Loaded
 
 SpecLike = str | Path | Mapping[str, Any] | Node | Spec
 
@@ -114,8 +115,21 @@ def rename_table(spec: Spec, family: str | None = None) -> RenameTable:
     return RenameTable(zoo.weights(found), facts)
 
 
-def import_weights(model: Model, path: str | Path, *, family: str | None = None) -> None:
-    """Reads a released checkpoint (.pth, .bin, .safetensors) into a model. Raises MultiwayError."""
+def import_weights(
+    model: Model, path: str | Path, *, family: str | None = None, fresh_head: bool = False
+) -> Loaded:
+    """Reads a released checkpoint (.pth, .bin, .safetensors, shards) into a model.
+
+    family: whose names the file has; default: the family of the spec. fresh_head: the head keeps
+    its initial values. Raises MultiwayError, changing nothing, if the file does not fit.
+    """
     from multiway.runtime.weights import load_weights
 
-    load_weights(model, path, table=rename_table(model.spec, family))
+    return load_weights(model, path, table=rename_table(model.spec, family), fresh_head=fresh_head)
+
+
+def export_weights(model: Model, path: str | Path, *, family: str | None = None) -> None:
+    """Writes a model's weights under the names of its family's released files."""
+    from multiway.runtime.weights import export_weights as write
+
+    write(model, path, rename_table(model.spec, family))

@@ -10,7 +10,19 @@ from typing import Annotated
 
 import typer
 
-from multiway.commands import check, compile, graph, import_, run, schema, show, zoo
+from multiway.commands import (
+    check,
+    compile,
+    export,
+    generate,
+    graph,
+    import_,
+    predict,
+    run,
+    schema,
+    show,
+    zoo,
+)
 from multiway.specs import MultiwayError
 
 app = typer.Typer(
@@ -27,9 +39,12 @@ COMMANDS = {
     "graph": graph,
     "compile": compile,
     "run": run,
+    "predict": predict,
+    "generate": generate,
     "zoo": zoo,
     "schema": schema,
     "import": import_,
+    "export": export,
 }
 for _name, _module in COMMANDS.items():
     app.command(_name)(_module.command)

@@ -20,11 +20,12 @@ from rich.syntax import Syntax
 
 import multiway as mw
 from multiway.commands.compile import report
-from multiway.commands.run import look
 from multiway.commands.show import limits, table
 from multiway.compiler.costs import costs, default_sizes
 from multiway.compiler.printing import to_text
-from multiway.runtime.media import read_image, text_ids
+from multiway.runtime.generate import greedy
+from multiway.runtime.predict import Example, Predictor
+from multiway.runtime.tokenizer import Bytes
 
 OUT = Path("demo-output")
 AUTHORED = """\
@@ -40,6 +41,7 @@ wiring: mudd            # every block reads all earlier ones, apart for q, k, v 
 output: {norm: rms_norm}
 heads: {lm: {kind: causal_lm}}
 """
+NEW_TOKENS = 12
 QUESTION = "What stands beside the water?"
 CAPTIONS = ("a pavilion beside a lake", "a bowl of noodle soup")
 PYTHIA_160M = {
@@ -70,11 +72,13 @@ def main() -> None:
     with part("2. A mistake, as an author sees it", summary):
         mistake(path)
     photo = photograph()
-    with part("3. BEiT-3 base answers a question about a photograph", summary):
+    with part("3. Predict: BEiT-3 base answers a question about a photograph", summary):
         answer(photo)
-    with part("4. BEiT-3 base compares the photograph with two captions", summary):
+    with part("4. Predict: BEiT-3 base compares the photograph with two captions", summary):
         retrieve(photo)
-    with part("5. A MUDD-Pythia of about 160M parameters reads English and writes on", summary):
+    with part(
+        "5. Generate: a MUDD-Pythia of about 160M parameters reads English and writes on", summary
+    ):
         write_on()
     console.print(Rule("Summary", align="left"))
     for line in summary:
@@ -147,31 +151,32 @@ def photograph() -> Path:
 
 def answer(photo: Path) -> None:
     model = compiled("beit3-base", "vqa")
-    inputs = {"image": image_for(model, photo), "text": text_for(model, QUESTION)}
     start = time.perf_counter()
-    result = look(model, inputs, 1)
+    result = Predictor(model)(Example(images=(photo,), text=QUESTION))
+    spent = time.perf_counter() - start
     shown(
-        f'$ multiway run beit3-base --head vqa --image {photo} --text "{QUESTION}"',
+        f'$ multiway predict beit3-base --head vqa --image {photo} --text "{QUESTION}"',
         "\n".join(f"answer {row['id']}: {row['probability']}" for row in result["classes"])
-        + f"\nforward pass: {time.perf_counter() - start:.2f} s",
+        + f"\nread, preprocessed and answered in {spent:.2f} s",
     )
 
 
 def retrieve(photo: Path) -> None:
-    model = compiled("beit3-base", "retrieval")
-    with torch.inference_mode():
-        picture = model.run("encode_image", image=image_for(model, photo))
-        for caption in CAPTIONS:
-            words = model.run("encode_text", text=text_for(model, caption))
-            console.print(f"cosine with {caption!r}: {float((picture * words).sum()):+.4f}")
+    predictor = Predictor(compiled("beit3-base", "retrieval"))
+    picture = predictor.embed(Example(images=(photo,)))["image"]
+    for caption in CAPTIONS:
+        words = predictor.embed(Example(text=caption))["text"]
+        console.print(f"similarity with {caption!r}: {float(picture @ words):+.4f}")
 
 
 def write_on() -> None:
     model = compiled(PYTHIA_160M, "lm")
     tokens = english(model.spec, 96)
-    result = look(model, {"tokens": tokens}, 12)
-    console.print(f"prompt: {bytes(tokens[0].tolist()).decode()!r}")
-    console.print(f"12 greedy tokens through the cache: {result['new_ids']}")
+    start = time.perf_counter()
+    (new,) = greedy(model, [tokens[0].tolist()], tokens=NEW_TOKENS)
+    spent = time.perf_counter() - start
+    shown("$ multiway generate", f"prompt: {bytes(tokens[0].tolist()).decode()!r}")
+    console.print(f"{NEW_TOKENS} greedy tokens through the cache in {spent:.2f} s: {new}")
 
 
 def compiled(source: str | dict[str, Any], head: str) -> mw.Model:
@@ -189,21 +194,9 @@ def compiled(source: str | dict[str, Any], head: str) -> mw.Model:
 
 
 def english(spec: mw.Spec, count: int) -> torch.Tensor:
-    """Bytes of Python's own documentation of its statements."""
+    """Bytes [1, count] of Python's own documentation of its statements."""
     text = " ".join(topics["if"].split())
-    ids = text_ids(text, spec.inputs["tokens"], longest=None, end=False)
-    return ids[:, :count]
-
-
-def image_for(model: mw.Model, photo: Path) -> torch.Tensor:
-    size = model.spec.inputs["image"].size
-    assert size is not None
-    return read_image(photo, size=size)
-
-
-def text_for(model: mw.Model, text: str) -> torch.Tensor:
-    spec = model.spec
-    return text_ids(text, spec.inputs["text"], longest=spec.tokens_of("text"), end=True)
+    return torch.tensor([Bytes(spec.inputs["tokens"], end=False).encode(text)[:count]])
 
 
 def clipped(text: str, lines: int) -> str:

@@ -48,7 +48,12 @@ def export_weights(model: Model, path: str | Path, table: RenameTable) -> None:
         wrapped = {table.unwrap[0]: tensors} if table.unwrap else tensors
         _write(path, lambda name: torch.save(wrapped, name))
     else:
-        _write(path, lambda name: save_file(tensors, name, metadata={"format": "pt"}))
+        write_tensors(path, tensors)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Writes tensors as safetensors, as a whole or not at all. Raises MultiwayError."""
+    _write(path, lambda name: save_file(dict(tensors), name, metadata={"format": "pt"}))
 
 
 def _stacked(pair: Pair, own: Mapping[str, torch.Tensor]) -> torch.Tensor:

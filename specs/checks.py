@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, Any
 
 from multiway.specs.errors import Report, nearest, one_of
 from multiway.specs.language import (
     Attention,
     Block,
+    Embed,
     Experts,
     Input,
     Learned,
@@ -19,17 +21,67 @@ from multiway.specs.language import (
 if TYPE_CHECKING:
     from multiway.specs.spec import Spec
 
+# What programs call their own inputs; `text_padding` is the padding mask of `text`.
+_TAKEN = ("labels", "cache", "positions")
+_ENDINGS = ("_padding", "_masked", "_positions")
+
 
 def check(spec: Spec, report: Report) -> None:
     """Adds every problem of the spec, as its head has it, to the report."""
+    before = len(report.problems)
+    for name in spec.inputs:
+        _check_input_name(spec, name, report)
+    _check_modalities(spec, report)
     _check_embed(spec, report)
-    if not report.problems:
-        for name, each in spec.inputs.items():
-            _check_input(spec, name, each, report)
-    for block in dict.fromkeys(spec.blocks):
-        _check_block(spec, block, report)
+    if len(report.problems) > before:
+        return  # what follows needs inputs that can be embedded
+    for name, each in spec.inputs.items():
+        _check_special(each, report)
+        _check_input(spec, name, each, report)
+    _check_blocks(spec, report)
     _check_norm(spec, spec.output.norm, report)
+    for norm in _generator_norms(spec):
+        _check_norm(spec, norm, report)
     spec.head.check_spec(spec, report)
+
+
+def _generator_norms(spec: Spec) -> list[PlainNorm | None]:
+    return [spec.wiring.generator.norm] if spec.wiring.generator is not None else []
+
+
+# Inputs
+
+
+def _check_input_name(spec: Spec, name: str, report: Report) -> None:
+    if name in _TAKEN or name.endswith(_ENDINGS):
+        report.add(
+            "bad-name",
+            f"an input cannot be called {name!r}: programs have inputs of such names",
+            span=spec.tree["inputs"].key_span(name),
+            expected=f"a name other than {', '.join(_TAKEN)}, and not ending in "
+            + ", ".join(_ENDINGS),
+        )
+
+
+def _check_modalities(spec: Spec, report: Report) -> None:
+    """Inputs of one modality share their embedding, so they must look alike."""
+    for modality in spec.modalities:
+        first, *others = (spec.inputs[name] for name in spec.inputs_of(modality))
+        for other in others:
+            for key in ("vocab", "features", "channels"):
+                mine, its = getattr(other, key), getattr(first, key)
+                if mine != its:
+                    report.add(
+                        "unlike-inputs",
+                        f"inputs of modality {modality!r} share their embedding, "
+                        f"but {key} is {_shown(mine)} here and {_shown(its)} there",
+                        span=other.span(key),
+                        notes=(("there", str(first.span(key))),),
+                    )
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else str(value)
 
 
 def _check_embed(spec: Spec, report: Report) -> None:
@@ -38,24 +90,49 @@ def _check_embed(spec: Spec, report: Report) -> None:
             report.add(
                 "unknown-modality",
                 f"no input has modality {modality!r}",
-                span=embed.node.span,
+                span=spec.tree["embed"].key_span(modality),
                 expected=one_of(spec.modalities),
                 nearest=nearest(modality, spec.modalities),
             )
+            continue
+        name = spec.inputs_of(modality)[0]
+        _check_embed_form(modality, embed, name, spec.inputs[name].form(), report)
     for name, each in spec.inputs.items():
-        given = spec.embed.get(each.modality)
-        if each.form() == "image" and (given is None or given.patch is None):
+        embedded = spec.embed.get(each.modality)
+        if each.form() == "image" and (embedded is None or embedded.patch is None):
             report.add(
                 "missing-key",
                 f"the image {name!r} has no patches",
-                span=each.node.span,
+                span=spec.tree["inputs"].key_span(name),
                 expected=f"embed: {{{each.modality}: {{patch: {{size: 16}}}}}}",
             )
-        if each.form() != "image" and given is not None and (given.patch or given.cls):
+
+
+def _check_embed_form(modality: str, embed: Embed, name: str, form: str, report: Report) -> None:
+    belongs = {"patch": "image", "cls": "image", "mask_token": "image", "bias": "features"}
+    words = {"image": "an image", "features": "vectors"}
+    for key, wanted in belongs.items():
+        given = embed.node.get(key)
+        if given is not None and given.value is not False and form != wanted:
             report.add(
                 "input-form",
-                f"{each.modality!r} has patches or cls, but {name!r} is not an image",
-                span=given.node.span,
+                f"{key} is for {words[wanted]}; the input {name!r} of modality {modality!r} "
+                f"holds {words.get(form, 'token ids')}",
+                span=embed.node.key_span(key),
+            )
+
+
+def _check_special(each: Input, report: Report) -> None:
+    for special in ("start", "padding", "end", "mask"):
+        value = getattr(each.special, special) if each.special else None
+        if value is not None and each.vocab is not None and value >= each.vocab:
+            assert each.special is not None
+            report.add(
+                "out-of-vocabulary",
+                f"the {special} token {value} is not in a vocabulary of {each.vocab}",
+                span=each.special.span(special),
+                expected=f"0 to {each.vocab - 1}",
+                notes=(("vocabulary", f"at {each.span('vocab')}"),),
             )
 
 
@@ -69,12 +146,14 @@ def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
                 f"image size {each.size} is not a multiple of patch size {embed.patch.size}",
                 span=each.span("size"),
                 expected="patches that fill the image",
-                notes=(("patch", str(embed.patch.span("size"))),),
+                notes=(("patch", f"at {embed.patch.span('size')}"),),
             )
             return
-    position = embed.position if embed else None
-    if not isinstance(position, Learned):
-        return
+    if embed is not None and isinstance(embed.position, Learned):
+        _check_positions(spec, name, each, embed.position, report)
+
+
+def _check_positions(spec: Spec, name: str, each: Input, position: Learned, report: Report) -> None:
     tokens = spec.tokens_of(name)
     if position.rows is None and tokens is None:
         report.add(
@@ -83,50 +162,57 @@ def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
             span=position.node.span,
             expected=f"rows here, or context under inputs.{name}",
         )
-    elif (
-        position.rows is not None
-        and tokens is not None
-        and tokens > position.rows - position.offset
-    ):
+    if position.rows is None:
+        return
+    have, need = position.rows - position.offset, max(tokens or 0, 1)
+    if have < need:
+        source = "context" if each.context is not None else "size"
+        notes = ((source, f"at {each.span(source)}"),) if each.node.get(source) else ()
         report.add(
             "too-few-positions",
-            f"{name!r} has up to {tokens} tokens, but positions for {position.rows - position.offset}",
+            f"{name!r} has up to {need} tokens, but {max(have, 0)} positions",
             span=position.span("rows"),
-            expected=f"at least {tokens + position.offset} rows (offset {position.offset} included)",
-            notes=(("tokens", str(each.span("context" if each.context else "size"))),),
+            expected=f"at least {need + position.offset} rows, the offset of {position.offset} "
+            "included",
+            notes=notes,
         )
-    for special in ("start", "padding", "end", "mask"):
-        value = getattr(each.special, special) if each.special else None
-        if value is not None and each.vocab is not None and value >= each.vocab:
-            assert each.special is not None
-            report.add(
-                "out-of-vocabulary",
-                f"the {special} token {value} is not in a vocabulary of {each.vocab}",
-                span=each.special.span(special),
-            )
+
+
+# Blocks
+
+
+def _check_blocks(spec: Spec, report: Report) -> None:
+    """Checks every different block; of blocks that are wrong in the same place only the first."""
+    first = {block: layer for layer, block in reversed(list(enumerate(spec.blocks)))}
+    said = set()
+    for block, layer in sorted(first.items(), key=lambda item: item[1]):
+        found = Report()
+        _check_block(spec, block, found)
+        for problem in found.problems:
+            if (problem.code, problem.span) not in said:
+                said.add((problem.code, problem.span))
+                note = (("layer", str(layer)),) if len(first) > 1 else ()
+                report.keep(dataclasses.replace(problem, notes=(*problem.notes, *note)))
 
 
 def _check_block(spec: Spec, block: Block, report: Report) -> None:
     attention = block.attention
     _check_heads(spec, attention, report)
-    for norm in (
-        block.norm,
-        attention.norm,
-        attention.sub_norm,
-        block.ffn.norm,
-        block.ffn.sub_norm,
-    ):
+    norms = (block.norm, attention.norm, attention.sub_norm, block.ffn.norm, block.ffn.sub_norm)
+    for norm in norms:
         _check_norm(spec, norm, report)
+    if attention.qk_norm is not None:
+        _check_eps(attention.qk_norm, report)
     for experts in (attention.experts, block.ffn.experts):
         _check_experts(spec, experts, report)
-    if block.norm.kind is None or block.norm.eps is None:
-        missing = "kind" if block.norm.kind is None else "eps"
-        report.add(
-            "missing-key",
-            f"block.norm needs {missing!r}, because other norms inherit it",
-            span=block.norm.node.span,
-            expected="norm: {kind: rms_norm, eps: 1e-6}",
-        )
+    for missing in ("kind", "eps"):
+        if getattr(block.norm, missing) is None:
+            report.add(
+                "missing-key",
+                f"block.norm needs {missing!r}, because other norms inherit it",
+                span=block.norm.node.span,
+                expected="norm: {kind: rms_norm, eps: 1e-6}, for instance",
+            )
 
 
 def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
@@ -137,7 +223,7 @@ def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
             f"width {width} is not a multiple of {heads} heads",
             span=attention.span("heads"),
             expected="heads that divide the width, or head_width",
-            notes=(("width", str(spec.tree["dims"]["width"].span)),),
+            notes=(("width", f"at {spec.tree['dims']['width'].span}"),),
         )
         return
     if attention.kv_heads and heads % attention.kv_heads:
@@ -146,56 +232,72 @@ def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
             f"{heads} heads cannot share {attention.kv_heads} key and value heads",
             span=attention.span("kv_heads"),
             expected="a divisor of heads",
+            notes=(("heads", f"at {attention.span('heads')}"),),
         )
     if isinstance(attention.position, Rotary):
         _check_rotary(attention.position, attention.head_width or width // heads, report)
 
 
 def _check_rotary(rotary: Rotary, head_width: int, report: Report) -> None:
-    channels = int(head_width * rotary.fraction)
-    if not 0 < rotary.fraction <= 1 or channels < 2 or channels % 2:
+    if not 0 < rotary.fraction <= 1:
+        report.add(
+            "out-of-range",
+            f"fraction {rotary.fraction:g}",
+            span=rotary.span("fraction"),
+            expected="more than 0, at most 1",
+        )
+    elif (channels := int(head_width * rotary.fraction)) < 2 or channels % 2:
+        part = "" if rotary.fraction >= 1 else f"{rotary.fraction:g} of "
         report.add(
             "rotary-channels",
-            f"fraction {rotary.fraction:g} of head width {head_width} turns {channels} channels",
+            f"rotary turns {part}{head_width} channels, which is {channels}",
             span=rotary.span("fraction"),
             expected="an even number of channels, at least 2",
         )
     if rotary.base <= 1:
         report.add(
-            "too-small", f"base {rotary.base:g}", span=rotary.span("base"), expected="more than 1"
+            "out-of-range",
+            f"base {rotary.base:g}",
+            span=rotary.span("base"),
+            expected="more than 1, 10000 for instance",
         )
 
 
 def _check_norm(spec: Spec, norm: PlainNorm | None, report: Report) -> None:
     if norm is None:
         return
-    if norm.eps is not None and not 0 <= norm.eps < 1:
-        report.add(
-            "too-small" if norm.eps < 0 else "too-large-value",
-            f"eps {norm.eps:g}",
-            span=norm.span("eps"),
-            expected="a small positive number, e.g. 1e-5",
-        )
+    _check_eps(norm, report)
     if isinstance(norm, Norm):
         _check_experts(spec, norm.experts, report)
+
+
+def _check_eps(norm: Any, report: Report) -> None:
+    if norm.eps is not None and not 0 <= norm.eps < 1:
+        report.add(
+            "out-of-range",
+            f"eps {norm.eps:g}",
+            span=norm.span("eps"),
+            expected="a small number, 1e-5 for instance",
+        )
 
 
 def _check_experts(spec: Spec, experts: Experts | None, report: Report) -> None:
     if experts is None or experts.fused is None:
         return
-    for modality in experts.fused.when:
-        if modality not in spec.modalities:
+    fused, known = experts.fused, spec.modalities
+    for modality, node in zip(fused.when, fused.node["when"].value, strict=True):
+        if modality not in known:
             report.add(
                 "unknown-modality",
                 f"no input has modality {modality!r}",
-                span=experts.fused.span("when"),
-                expected=one_of(spec.modalities),
-                nearest=nearest(modality, spec.modalities),
+                span=node.span,
+                expected=one_of(known),
+                nearest=nearest(modality, known),
             )
-    if len(set(experts.fused.when)) < 2:
+    if len(fused.when) < 2:
         report.add(
             "fused-way",
             "a fused way serves several modalities together",
-            span=experts.fused.span("when"),
-            expected="when: [" + ", ".join(spec.modalities[:2]) + "]",
+            span=fused.span("when"),
+            expected=f"when: [{', '.join(known[:2])}]" if len(known) > 1 else "a second modality",
         )

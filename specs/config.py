@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from multiway.specs.expressions import Expr, ExpressionError
 from multiway.specs.source import Node
 
 MAX_COUNT = 1e9  # no dimension of a model is larger
+_DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}", re.ASCII)
 
 Count = typing.NewType("Count", int)  # an expression whose value is a whole number >= 1
 Offset = typing.NewType("Offset", int)  # the same, >= 0
@@ -68,7 +70,7 @@ class Formula:
     names: Mapping[str, float]
 
     def number(self, **names: float) -> float:
-        return evaluate_at(self.expr, self.node, {**self.names, **names})
+        return number_at(self.expr, self.node, {**self.names, **names})
 
     def count(self, **names: float) -> int:
         return _whole(self.number(**names), self.node, minimum=1)
@@ -142,64 +144,72 @@ class Names(Mapping[str, float]):
 
 
 class Reader:
-    """Converts nodes that the schema has accepted into Config objects, collecting problems."""
+    """Converts nodes that the schema has accepted into Config objects, collecting problems.
+
+    Nodes are in their full form (full_form.py). `name` is what messages call a mapping.
+    """
 
     def __init__(self, names: Mapping[str, float], report: Report) -> None:
         self.names, self.report = names, report
+        self.failures = 0  # the report cannot tell: it says nothing twice and is full at some point
 
-    def config(self, cls: type[C], node: Node) -> C | None:
+    def config(self, cls: type[C], node: Node, name: str) -> C | None:
         """An object of `cls`, or None when the mapping is switched off or something is wrong."""
-        value = node.value
-        if value is None or value is False:
+        if not isinstance(node.value, dict):
             return None
-        if not isinstance(value, dict):
-            children = {cls.short: node} if isinstance(value, str) and cls.short else {}
-            node = Node(children, node.span)
-        before = len(self.report.problems)
-        values: dict[str, Any] = {}
-        for name, (annotation, _) in keys_of(cls).items():
-            child = node.get(name)
+        before, values = self.failures, {}
+        for key, (annotation, doc) in keys_of(cls).items():
+            child, failures = node.get(key), self.failures
             if child is not None:
-                values[name] = self.guarded(annotation, child)
-            elif name in cls.required:
-                self.missing(name, cls, node)
-        if len(self.report.problems) > before:
+                values[key] = self.guarded(annotation, child, key)
+            off = values.get(key) is None and failures == self.failures
+            if key in cls.required and off:
+                self.missing(f"{name} needs {key!r}", child or node, f"{key}: {doc}")
+        if self.failures > before:
             return None
         made = cls(node=node, **values)
         made.check(self.report)
         return made
 
-    def missing(self, name: str, cls: type[Config], node: Node) -> None:
-        self.report.add(
-            "missing-key",
-            f"{cls.__name__.lower()} needs {name!r}",
-            span=node.span,
-            expected=f"{name}: {keys_of(cls)[name][1]}",
-        )
+    def missing(self, message: str, node: Node, expected: str) -> None:
+        self.failures += 1
+        self.report.add("missing-key", message, span=node.span, expected=expected)
 
-    def guarded(self, annotation: Any, node: Node) -> Any:
+    def guarded(self, annotation: Any, node: Node, name: str) -> Any:
         try:
-            return self.convert(annotation, node)
+            return self.convert(annotation, node, name)
         except MultiwayError as error:
+            self.failures += 1
             self.report.extend(error)
             return None
 
-    def convert(self, annotation: Any, node: Node) -> Any:
+    def convert(self, annotation: Any, node: Node, name: str) -> Any:
         annotation, optional = unwrap(annotation)
         if node.value is None and optional:
             return None
         if (kinds := kinds_in(annotation)) is not None:
-            return self.kinds(kinds, node)
+            return self.kinds(kinds, node, name)
         origin = typing.get_origin(annotation)
         if origin is tuple:
-            inner = typing.get_args(annotation)[0]
-            return tuple(self.convert(inner, child) for child in node.value)
+            return self.items(typing.get_args(annotation)[0], node, name)
         if origin is dict:
             inner = typing.get_args(annotation)[1]
-            return {name: self.guarded(inner, child) for name, child in node.value.items()}
+            children = node.value.items()
+            return {key: self.guarded(inner, child, f"{name}.{key}") for key, child in children}
         if isinstance(annotation, type) and issubclass(annotation, Config):
-            return self.config(annotation, node)
+            return self.config(annotation, node, name)
         return self.leaf(annotation, node)
+
+    def items(self, annotation: Any, node: Node, name: str) -> tuple[Any, ...]:
+        """The items of a list. A name that stands twice in one would mean nothing."""
+        items: list[Any] = []
+        for child in node.value:
+            item = self.convert(annotation, child, name)
+            if isinstance(item, str) and item.isidentifier() and item in items:
+                message = f"{child.kind()} stands twice in {name}"
+                raise MultiwayError.one("duplicate-value", message, span=child.span)
+            items.append(item)
+        return tuple(items)
 
     def leaf(self, annotation: Any, node: Node) -> Any:
         if annotation is Formula:
@@ -211,26 +221,25 @@ class Reader:
         if annotation is Real:
             return self.number(node)
         if annotation is Test:
-            return bool(self.number(node))
+            if isinstance(node.value, bool):
+                return node.value
+            return bool(evaluate_at(parse_expression(node), node, self.names))
         if annotation is str:
             return str(node.value)
         assert annotation is bool or annotation is int or _is_literal(annotation), annotation
         return node.value
 
-    def kinds(self, kinds: Kinds, node: Node) -> Any:
+    def kinds(self, kinds: Kinds, node: Node, name: str) -> Any:
         if node.value is False:
             return None
-        if isinstance(node.value, str):
-            node = Node({"kind": node}, node.span)
         kind = node.get("kind")
         if kind is None:
-            expected = f"kind: {one_of(kinds.classes)}"
-            self.report.add("missing-key", "needs 'kind'", span=node.span, expected=expected)
+            self.missing(f"{name} needs 'kind'", node, f"kind: {one_of(kinds.classes)}")
             return None
-        return self.config(kinds.classes[kind.value], node)
+        return self.config(kinds.classes[kind.value], node, name)
 
     def number(self, node: Node) -> float:
-        return evaluate_at(parse_expression(node), node, self.names)
+        return number_at(parse_expression(node), node, self.names)
 
 
 def _is_literal(annotation: Any) -> bool:
@@ -246,6 +255,13 @@ def parse_expression(node: Node) -> Expr:
             span=node.span,
             expected="a number, or an expression over dims",
         )
+    if isinstance(node.value, str) and not node.quoted and _DATE.fullmatch(node.value):
+        raise MultiwayError.one(
+            "bad-expression",
+            f"{node.value} looks like a date, not like a number",
+            span=node.span,
+            expected="spaces around the minus signs of a difference",
+        )
     try:
         return expressions.parse(str(node.value))
     except ExpressionError as error:
@@ -253,35 +269,56 @@ def parse_expression(node: Node) -> Expr:
 
 
 def evaluate_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
-    """The value of the expression in `node`. Raises MultiwayError at its place."""
+    """The value of the expression in `node`, which may be a test. Raises MultiwayError there."""
     try:
         return expressions.evaluate(expr, names)
     except ExpressionError as error:
         raise _placed(error, node) from None
 
 
+def number_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
+    """The value of the expression in `node`, a number. Raises MultiwayError at its place."""
+    value = evaluate_at(expr, node, names)
+    if isinstance(value, bool):
+        raise MultiwayError.one(
+            "wrong-type",
+            "this is true or false, not a number",
+            span=node.span,
+            expected="a number; `a if test else b` chooses one",
+        )
+    return value
+
+
 def _placed(error: ExpressionError, node: Node) -> MultiwayError:
+    """The error at its own characters, where the text stands in the file as it was read."""
+    span, text = node.span, str(node.value)
     shift = 1 if node.quoted else 0
-    span = node.span.part(error.start + shift, error.length)
-    return MultiwayError.one(error.code, error.message, span=span, expected=error.expected)
+    start = span.column - 1 + shift
+    if span.text[start : start + len(text)] == text:
+        span = span.part(error.start + shift, error.length)
+    return MultiwayError.one(
+        error.code, error.message, span=span, expected=error.expected, nearest=error.nearest
+    )
 
 
 def _whole(value: float, node: Node, *, minimum: int) -> int:
-    shown = f"{value:g}" if value == int(value) else repr(value)
-    came = f"{node.value!s} is {shown}" if str(node.value) != shown else f"{shown}"
-    if isinstance(value, bool) or value != int(value):
+    shown = f"{value:.15g}"
+    if value != int(value):
         raise MultiwayError.one(
             "not-whole",
-            f"{came}, which is not a whole number",
+            f"this is {shown}, not a whole number",
             span=node.span,
             expected="a whole number; round_to, round_up, floor and ceil make one",
         )
     if value < minimum:
         raise MultiwayError.one(
-            "too-small", f"{came}", span=node.span, expected=f"a whole number of at least {minimum}"
+            "too-small",
+            f"this is {shown}",
+            span=node.span,
+            expected=f"a whole number of at least {minimum}",
         )
     if value > MAX_COUNT:
         raise MultiwayError.one(
-            "absurd-size", f"{came}", span=node.span, expected=f"at most {MAX_COUNT:,.0f}"
+            "absurd-size", f"this is {shown}", span=node.span, expected=f"at most {MAX_COUNT:,.0f}"
         )
     return int(value)

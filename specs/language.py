@@ -5,14 +5,19 @@ specs/LANGUAGE.md explains them; `multiway schema` prints them as a JSON Schema.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from multiway.specs.config import Config, Count, Formula, Kinds, Offset, Real, Test, key
-from multiway.specs.errors import Report
+from multiway.specs.config import Config, Count, Formula, Kinds, Offset, Real, Test, key, keys_of
+from multiway.specs.errors import Report, quote
 
 if TYPE_CHECKING:
     from multiway.specs.spec import Spec
+
+# `$` alone would let a line break pass at the end.
+NAME = r"^[a-z][a-z0-9_]*$(?!\n)"
+NAME_RULE = "small letters, digits and _, beginning with a letter"
 
 Stream = Literal["q", "k", "v", "r"]
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "tanh", "sigmoid"]
@@ -167,7 +172,12 @@ class Initial(Config):
     def check(self, report: Report) -> None:
         for name in self.needs.get(self.kind, ()):
             if getattr(self, name) is None:
-                report.add("missing-key", f"{self.kind} needs {name!r}", span=self.node.span)
+                report.add(
+                    "missing-key",
+                    f"{self.kind} needs {name!r}",
+                    span=self.span("kind"),
+                    expected=f"{name}: {keys_of(Initial)[name][1]}",
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,8 +230,6 @@ class Wiring(Config):
                 span=self.span("streams"),
                 expected="static, generator, or both",
             )
-        for repeated in {s for s in self.streams if self.streams.count(s) > 1}:
-            report.add("duplicate-key", f"stream {repeated!r} twice", span=self.span("streams"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +244,7 @@ class Special(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class Input(Config):
-    """One input: token ids (vocab), an image (size, channels) or a sequence of vectors (features)."""
+    """One input: token ids (vocab), an image (size, channels) or vectors (features)."""
 
     required = ("modality",)
 
@@ -255,12 +263,31 @@ class Input(Config):
             return "tokens"
         return "image" if self.size is not None else "features"
 
+    only_for: ClassVar[dict[str, tuple[str, ...]]] = {
+        "context": ("tokens", "features"),
+        "padding": ("tokens", "features"),
+        "special": ("tokens",),
+        "channels": ("image",),
+    }
+
     def check(self, report: Report) -> None:
         given = [name for name in ("vocab", "size", "features") if getattr(self, name) is not None]
         if len(given) != 1:
-            what = f"has {' and '.join(given)}" if given else "says nothing of what it holds"
+            what = f"has {' and '.join(given)}" if given else "does not say what it holds"
             expected = "one of vocab (token ids), size (an image), features (vectors)"
             report.add("input-form", f"this input {what}", span=self.node.span, expected=expected)
+            return
+        for name, forms in self.only_for.items():
+            if self.node.get(name) is not None and self.form() not in forms:
+                message = f"{name} has no meaning for an input with {given[0]}"
+                report.add("input-form", message, span=self.node.key_span(name))
+        if not re.fullmatch(NAME, self.modality) or self.modality == "fused":
+            report.add(
+                "bad-name",
+                f"{quote(self.modality)} cannot name a modality",
+                span=self.span("modality"),
+                expected=f"{NAME_RULE}; not `fused`",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +320,28 @@ class Output(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Preprocess(Config):
+    """How an image file becomes the input of a head."""
+
+    resize: Literal["square", "crop"] = key(
+        "square: the whole image, pressed into the square; crop: its centre", default="square"
+    )
+    crop: Real = key("crop: the part of the shorter side that is kept", default=1.0)
+    mean: tuple[Real, ...] = key("of red, green, blue, on a scale of 0 to 1", default=(0.5,) * 3)
+    std: tuple[Real, ...] = key("what is divided by afterwards", default=(0.5,) * 3)
+
+    def check(self, report: Report) -> None:
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != 3:
+                report.add("wrong-type", f"{name} is for red, green, blue", span=self.span(name))
+        if not 0 < self.crop <= 1:
+            span = self.span("crop")
+            report.add("too-large-value", f"crop {self.crop:g}", span=span, expected="in (0, 1]")
+        if any(value <= 0 for value in self.std):
+            report.add("too-small", "std is divided by", span=self.span("std"), expected="> 0")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Head(Config):
     """A task: what is read, how it is pooled, what is predicted, the loss."""
 
@@ -301,6 +350,10 @@ class Head(Config):
     like: str | None = key("another head of this spec, which this one changes")
     dims: dict[str, Formula] = key("dims that differ for this task", default={})
     output_norm: bool = key("whether output.norm is used", default=True)
+    preprocess: Preprocess | None = key("how image files are read; default: squares, -1 to 1")
+
+    def image_preprocess(self) -> Preprocess:
+        return self.preprocess or Preprocess(node=self.node)
 
     def check_spec(self, spec: Spec, report: Report) -> None:
         """Adds what does not fit between this head and its spec. Head kinds override."""
@@ -339,4 +392,4 @@ class Document(Config):
     )
 
 
-RESERVED = {"layer", "ways", "sources", "last", "fan_in", "fan_out"}
+RESERVED = {"kind", "use", "layer", "ways", "sources", "last", "fan_in", "fan_out"}

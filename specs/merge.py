@@ -6,16 +6,19 @@ whole mapping, because the keys of one kind mean nothing to another.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multiway.specs.errors import MultiwayError, Span, nearest, one_of
-from multiway.specs.source import MAX_NODES, Node, parse_value, read_file
+from multiway.specs.config import Kinds
+from multiway.specs.errors import MultiwayError, Span, nearest, one_of, quote
+from multiway.specs.full_form import full_document, full_form
+from multiway.specs.language import Wiring
+from multiway.specs.source import MAX_DEPTH, MAX_NODES, Node, parse_value, read_file
 
-MAX_EXTENDS = 16
+MAX_CHAIN = 16  # documents that extend one another, heads that are like one another
 WIRINGS = Path(__file__).parent / "wirings"
 DEFAULTS = Path(__file__).parent / "defaults.yaml"
 
@@ -28,11 +31,11 @@ def strip(node: Node) -> Node:
     if not isinstance(node.value, dict):
         return node
     kept = {name: strip(child) for name, child in node.value.items() if child.value is not None}
-    return Node(kept, node.span, node.keys, node.size)
+    return dataclasses.replace(node, value=kept)
 
 
 def merge(base: Node, change: Node) -> Node:
-    """`base` with `change` laid over it."""
+    """`base` with `change` laid over it. Both are in their full form."""
     if not (isinstance(base.value, dict) and isinstance(change.value, dict)):
         return strip(change)
     if any(_differs(base, change, name) for name in ("kind", "use")):
@@ -49,90 +52,141 @@ def merge(base: Node, change: Node) -> Node:
 
 def _differs(base: Node, change: Node, name: str) -> bool:
     old, new = base.get(name), change.get(name)
-    return new is not None and (old is None or old.value != new.value) and base.value != {}
+    if new is None or not isinstance(new.value, str) or not base.value:
+        return False
+    return old is None or old.value != new.value
 
 
-def extend(document: Node, resolver: Resolver, *, folder: Path | None = None) -> Node:
-    """The document with everything it extends merged in. Raises MultiwayError."""
-    return _extend(document, resolver, folder, ())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Where:
+    """What is known while a document is extended: where it stands, and what led to it."""
+
+    resolver: Resolver
+    heads: Kinds
+    folder: Path | None
+    chain: tuple[str, ...] = ()
+    files: frozenset[Path] = frozenset()
+
+    def reached(self, name: str, folder: Path | None, file: Path | None) -> _Where:
+        return dataclasses.replace(
+            self,
+            folder=folder,
+            chain=(*self.chain, name),
+            files=self.files | {file} if file else self.files,
+        )
 
 
-def _extend(
-    document: Node, resolver: Resolver, folder: Path | None, chain: tuple[str, ...]
-) -> Node:
+def extend(document: Node, resolver: Resolver, *, heads: Kinds, folder: Path | None = None) -> Node:
+    """The document with everything it extends merged in, in its full form. Raises MultiwayError."""
+    return _extend(document, _Where(resolver=resolver, heads=heads, folder=folder))
+
+
+def _extend(document: Node, where: _Where) -> Node:
+    document = full_document(document, where.heads)
     parent = document.get("extends")
     if parent is None or parent.value is None:
         return strip(document)
-    name = str(parent.value)
-    if name in chain or len(chain) >= MAX_EXTENDS:
-        way = " -> ".join([*chain, name])
-        raise MultiwayError.one("cyclic-extends", f"extends itself: {way}", span=parent.span)
-    base, base_folder = _find(name, parent.span, resolver, folder)
-    merged = merge(_extend(base, resolver, base_folder, (*chain, name)), document)
+    if not isinstance(parent.value, str):
+        raise MultiwayError.one(
+            "wrong-type",
+            f"extends is {parent.kind()}",
+            span=parent.span,
+            expected="the name of a spec, or a .yaml file beside this one",
+        )
+    base, reached = _find(parent.value, parent.span, where)
+    merged = merge(_extend(base, reached), document)
     if merged.size > MAX_NODES:
-        raise MultiwayError.one("too-large", "too many values once merged", span=parent.span)
-    return merged
+        message = f"more than {MAX_NODES:,} values once merged"
+        raise MultiwayError.one("too-large", message, span=parent.span)
+    return dataclasses.replace(merged, span=document.span)
 
 
-def _find(
-    name: str, span: Span, resolver: Resolver, folder: Path | None
-) -> tuple[Node, Path | None]:
+def _find(name: str, span: Span, where: _Where) -> tuple[Node, _Where]:
     if name.endswith((".yaml", ".yml")):
-        return _file(name, span, folder)
-    found = resolver(name)
+        return _file(name, span, where)
+    _check_chain(name, span, where, again=name in where.chain)
+    found = where.resolver(name)
     if found is None:
         raise MultiwayError.one(
             "unknown-spec",
-            f"there is no spec named {name!r}",
+            f"there is no spec named {quote(name)}",
             span=span,
             expected="a name that `multiway zoo` lists, or a .yaml file beside this one",
-            nearest=nearest(name, getattr(resolver, "names", ())),
+            nearest=nearest(name, getattr(where.resolver, "names", ())),
         )
-    return found, None
+    return found, where.reached(name, None, None)
 
 
-def _file(name: str, span: Span, folder: Path | None) -> tuple[Node, Path]:
-    if folder is None:
+def _file(name: str, span: Span, where: _Where) -> tuple[Node, _Where]:
+    if where.folder is None:
+        message = f"{quote(name)} is a file, but this spec is not one"
+        expected = "a name that `multiway zoo` lists"
+        raise MultiwayError.one("unknown-spec", message, span=span, expected=expected)
+    try:
+        path = (where.folder / name).resolve()
+        inside = path.is_relative_to(where.folder.resolve())
+        found = path.is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, a circle of links, a zero byte
+        inside, found = True, False
+    if not inside:
         raise MultiwayError.one(
-            "unknown-spec", f"{name!r} is a file, but this spec is not one", span=span
-        )
-    path = (folder / name).resolve()
-    if not path.is_relative_to(folder.resolve()):
-        raise MultiwayError.one(
-            "path-escapes", f"{name!r} leaves the folder of this spec", span=span,
+            "path-escapes",
+            f"{quote(name)} leaves the folder of this spec",
+            span=span,
             expected="a file in the same folder or below",
-        )  # fmt: skip
-    if not path.is_file():
-        raise MultiwayError.one("unknown-spec", f"there is no file {name!r} here", span=span)
-    return read_file(path), path.parent
+        )
+    if not found:
+        message = f"there is no file {quote(name)} here"
+        raise MultiwayError.one("unknown-spec", message, span=span)
+    _check_chain(name, span, where, again=path in where.files)
+    shown = where.folder / name
+    return read_file(shown), where.reached(name, shown.parent, path)
 
 
-def apply_sets(tree: Node, settings: Mapping[str, Any]) -> Node:
+def _check_chain(name: str, span: Span, where: _Where, *, again: bool) -> None:
+    way = " -> ".join([*where.chain, name])
+    if again:
+        raise MultiwayError.one("cyclic-extends", f"this extends itself: {way}", span=span)
+    if len(where.chain) >= MAX_CHAIN:
+        message = f"more than {MAX_CHAIN} specs extend one another"
+        raise MultiwayError.one("cyclic-extends", message, span=span, notes=(("way", way),))
+
+
+def apply_sets(tree: Node, settings: Mapping[str, Any], heads: Kinds) -> Node:
     """The tree with `--set` values laid over it. A name without a dot is a dim."""
     for name, value in settings.items():
-        tree = merge(tree, _setting(tree, name, value))
+        tree = merge(tree, full_document(_setting(tree, str(name), value), heads))
     return tree
 
 
 def _setting(tree: Node, name: str, value: Any) -> Node:
-    text = f"{name}={value if isinstance(value, str) else _yaml(value)}"
-    span = Span("--set", 1, 1, len(name), text)
+    written = value if isinstance(value, str) else _as_yaml(name, value)
+    text = f"{name}={written}"
+    span = Span("--set", 1, 1, max(len(name), 1), text)
+    parts = name.split(".") if "." in name else ["dims", name]
+    if len(parts) > MAX_DEPTH:
+        message = f"a path of more than {MAX_DEPTH} names"
+        raise MultiwayError.one("unknown-set", message, span=span)
+    if parts[0] == "dims":
+        _check_dim(tree, parts[1], span)
+    leaf = _leaf(written, text, len(name) + 1)
+    if "." not in name:
+        return _nest(parts, [0, 0], leaf, span)
+    starts = [sum(len(part) + 1 for part in parts[:i]) for i in range(len(parts))]
+    return _nest(parts, starts, leaf, span)
+
+
+def _check_dim(tree: Node, name: str, span: Span) -> None:
     dims = tree.get("dims")
-    if "." not in name and (dims is None or name not in dims.value):
-        known = list(dims.value) if dims is not None and isinstance(dims.value, dict) else []
+    known = list(dims.value) if dims is not None and isinstance(dims.value, dict) else []
+    if name not in known:
         raise MultiwayError.one(
             "unknown-set",
-            f"{name!r} is not a dim of this spec",
+            f"{quote(name)} is not a dim of this spec",
             span=span,
             expected=f"{one_of(known)}; anything else by its path, as in block.order=parallel",
             nearest=nearest(name, known),
         )
-    leaf = _leaf(value, text, len(name) + 1)
-    if "." not in name:
-        return _nest(["dims", name], [0, 0], leaf, span)
-    parts = name.split(".")
-    starts = [sum(len(part) + 1 for part in parts[:i]) for i in range(len(parts))]
-    return _nest(parts, starts, leaf, span)
 
 
 def _nest(parts: list[str], starts: list[int], leaf: Node, span: Span) -> Node:
@@ -140,16 +194,14 @@ def _nest(parts: list[str], starts: list[int], leaf: Node, span: Span) -> Node:
         key = span.part(start, len(part))
         if not part:
             raise MultiwayError.one("unknown-set", "a name is missing here", span=key)
-        leaf = Node({part: leaf}, span, {part: key}, 1 + leaf.size)
+        leaf = Node({part: leaf}, key, {part: key}, 1 + leaf.size)
     return leaf
 
 
-def _leaf(value: Any, text: str, shift: int) -> Node:
-    node = parse_value(value if isinstance(value, str) else _yaml(value), file="--set")
+def _leaf(written: str, text: str, shift: int) -> Node:
+    node = parse_value(written, file="--set")
     span = Span("--set", 1, shift + 1, max(len(text) - shift, 1), text)
-    if node is None:
-        return Node(None, span)
-    return _moved(node, span)
+    return Node(None, span) if node is None else _moved(node, span)
 
 
 def _moved(node: Node, span: Span) -> Node:
@@ -158,16 +210,24 @@ def _moved(node: Node, span: Span) -> Node:
         value = {name: _moved(child, span) for name, child in value.items()}
     elif isinstance(value, list):
         value = [_moved(child, span) for child in value]
-    return Node(value, span, {name: span for name in node.keys}, node.size)
+    return dataclasses.replace(node, value=value, span=span, keys=dict.fromkeys(node.keys, span))
 
 
-def _yaml(value: Any) -> str:
-    return json.dumps(value)  # JSON is YAML
+def _as_yaml(name: str, value: Any) -> str:
+    try:
+        return json.dumps(value)  # JSON is YAML
+    except (TypeError, ValueError, RecursionError):
+        raise MultiwayError.one(
+            "wrong-type",
+            f"the value of {quote(name)} is a {type(value).__name__}",
+            place="--set",
+            expected="plain data: numbers, texts, true, false, lists and mappings of them",
+        ) from None
 
 
 def with_defaults(tree: Node) -> Node:
     """The tree with what holds where a spec says nothing."""
-    return merge(read_file(DEFAULTS), tree)
+    return dataclasses.replace(merge(read_file(DEFAULTS), tree), span=tree.span)
 
 
 def with_likes(tree: Node) -> Node:
@@ -176,8 +236,11 @@ def with_likes(tree: Node) -> Node:
     if heads is None or not isinstance(heads.value, dict):
         return tree
     made = {name: _like(heads, name, ()) for name in heads.value}
-    heads = Node(made, heads.span, heads.keys, heads.size)
-    return Node({**tree.value, "heads": heads}, tree.span, tree.keys, tree.size)
+    if sum(head.size for head in made.values()) > MAX_NODES:
+        message = f"more than {MAX_NODES:,} values once likes are filled in"
+        raise MultiwayError.one("too-large", message, span=heads.span)
+    heads = dataclasses.replace(heads, value=made)
+    return dataclasses.replace(tree, value={**tree.value, "heads": heads})
 
 
 def _like(heads: Node, name: str, chain: tuple[str, ...]) -> Node:
@@ -185,30 +248,36 @@ def _like(heads: Node, name: str, chain: tuple[str, ...]) -> Node:
     like = head.get("like")
     if like is None:
         return head
-    if like.value not in heads.value or like.value in (*chain, name):
+    others = [other for other in heads.value if other != name]
+    if not isinstance(like.value, str) or like.value not in others:
         raise MultiwayError.one(
             "unknown-head",
-            f"head {name!r} cannot be like {like.kind()}",
+            f"head {quote(name)} cannot be like {like.kind()}",
             span=like.span,
-            expected=one_of(n for n in heads.value if n != name),
-            nearest=nearest(str(like.value), heads.value),
+            expected=one_of(others) or "another head, of which this spec has none",
+            nearest=nearest(str(like.value), others),
         )
+    if like.value in chain or len(chain) >= MAX_CHAIN:
+        way = " -> ".join([*chain, name, like.value])
+        cycle = f"head {quote(name)} is like itself: {way}"
+        many = f"more than {MAX_CHAIN} heads are like one another"
+        message = cycle if like.value in chain else many
+        raise MultiwayError.one("cyclic-like", message, span=like.span)
     rest = {key: node for key, node in head.value.items() if key != "like"}
-    return merge(_like(heads, like.value, (*chain, name)), Node(rest, head.span, head.keys))
+    base = _like(heads, like.value, (*chain, name))
+    return dataclasses.replace(merge(base, dataclasses.replace(head, value=rest)), span=head.span)
 
 
 def with_wiring(tree: Node) -> Node:
-    """The tree with its named wiring read from specs/wirings and merged under what the spec says."""
-    wiring = tree["wiring"]
-    if isinstance(wiring.value, str):
-        wiring = Node({"use": wiring}, wiring.span, {"use": wiring.span})
-    if not isinstance(wiring.value, dict):
-        return tree  # the schema check names it
-    use = wiring.get("use")
-    if use is not None:
-        named = _named_wiring(str(use.value), use.span)
-        wiring = merge(Node({**named.value, "use": use}, named.span, named.keys), wiring)
-    return Node({**tree.value, "wiring": wiring}, tree.span, tree.keys, tree.size)
+    """The tree with its named wiring read from specs/wirings and merged under what it says."""
+    wiring = tree.get("wiring")
+    use = wiring.get("use") if wiring else None
+    if wiring is None or use is None or not isinstance(use.value, str):
+        return tree  # the schema check names what is wrong
+    named = full_form(Wiring, _named_wiring(use.value, use.span))
+    named = dataclasses.replace(named, value={**named.value, "use": use})
+    merged = dataclasses.replace(merge(named, wiring), span=wiring.span)
+    return dataclasses.replace(tree, value={**tree.value, "wiring": merged})
 
 
 def wiring_names() -> list[str]:
@@ -217,10 +286,10 @@ def wiring_names() -> list[str]:
 
 
 def _named_wiring(name: str, span: Span) -> Node:
-    if not re.fullmatch(r"[a-z0-9_-]+", name) or not (WIRINGS / f"{name}.yaml").is_file():
+    if name not in wiring_names():
         raise MultiwayError.one(
             "unknown-wiring",
-            f"there is no wiring named {name!r}",
+            f"there is no wiring named {quote(name)}",
             span=span,
             expected=one_of(wiring_names()),
             nearest=nearest(name, wiring_names()),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from collections.abc import Iterable
+from itertools import islice
 from typing import Any
 
 from multiway.specs.config import (
@@ -18,19 +20,21 @@ from multiway.specs.config import (
     kinds_in,
     unwrap,
 )
-from multiway.specs.errors import Report, nearest, one_of
-from multiway.specs.language import Document
+from multiway.specs.errors import Problem, Report, nearest, one_of, quote
+from multiway.specs.language import NAME, NAME_RULE, Document
 from multiway.specs.source import Node
 
-NAME = r"^[a-z][a-z0-9_]*$"
+# Names of models end up in file names and in the code that is written for them.
+_MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"
+_MODEL_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
 _EXPRESSION = "a number, or an expression over dims"
+_ENOUGH = 200  # problems that are looked at, of which the first in the file are shown
 _WORDS = {
     "object": "a mapping",
     "array": "a list",
-    "string": "a string",
+    "string": "a text",
     "boolean": "true or false",
     "integer": "a whole number",
-    "number": "a number",
 }
 
 
@@ -42,9 +46,11 @@ def document_schema(heads: Kinds) -> dict[str, Any]:
     """
     definitions: dict[str, Any] = {}
     root = _object(Document, definitions)
-    head = _kinds(heads, definitions)
-    root["properties"]["heads"] = {**_named(head), "description": "the tasks"}
-    root["properties"]["init"]["propertyNames"] = {}
+    root["type"] = "object"
+    properties = root["properties"]
+    properties["name"] |= {"pattern": _MODEL_NAME, "x-expected": _MODEL_NAME_RULE}
+    properties["heads"] = {**_named(_kinds(heads, definitions)), "description": "the tasks"}
+    properties["init"]["propertyNames"] = {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "multiway spec",
@@ -85,20 +91,19 @@ def _reference(cls: type[Config], definitions: dict[str, Any]) -> dict[str, Any]
 
 
 def _kinds(kinds: Kinds, definitions: dict[str, Any]) -> dict[str, Any]:
+    names = list(kinds.classes)
     branches = [
         {
-            # Without the type, a bare string would satisfy every branch.
-            "if": {"type": "object", "properties": {"kind": {"const": kind}}, "required": ["kind"]},
+            "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
             "then": _reference(cls, definitions),
         }
         for kind, cls in kinds.classes.items()
     ]
+    short = {"if": {"type": "string"}, "then": {"enum": names}}
     return {
-        "type": ["object", "string", "boolean", "null"],
-        "properties": {"kind": {"enum": list(kinds.classes)}},
-        "allOf": branches,
-        "if": {"type": "string"},
-        "then": {"enum": list(kinds.classes)},
+        "type": ["object", "string", "null"],
+        "properties": {"kind": {"enum": names}},
+        "allOf": [short, *({"if": {"type": "object"}, "then": each} for each in branches)],
     }
 
 
@@ -114,91 +119,135 @@ def _value(annotation: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     if (kinds := kinds_in(unwrap(annotation)[0])) is not None:
         return _kinds(kinds, definitions)
     annotation, _ = unwrap(annotation)
-    origin = typing.get_origin(annotation)
-    if annotation in (Count, Offset, Real, Test, Formula) or origin is typing.Union:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is Test:
+        expected = "true, false, or a test as in layer >= depth - 3"
+        return {"type": ["boolean", "number", "string", "null"], "x-expected": expected}
+    if annotation in (Count, Offset, Real, Formula) or origin is typing.Union:
         return {"type": ["number", "string", "null"], "x-expected": _EXPRESSION}
     if annotation in (str, bool, int):
         name = {str: "string", bool: "boolean", int: "integer"}[annotation]
         return {"type": [name, "null"]}
     if origin is typing.Literal:
-        return {"enum": [*typing.get_args(annotation), None]}
+        return {"enum": [*arguments, None]}
     if origin is tuple:
-        inner = typing.get_args(annotation)[0]
-        return {"type": ["array", "null"], "items": _value(inner, definitions)}
+        return {"type": ["array", "null"], "items": _item(arguments[0], definitions)}
     if origin is dict:
-        return _named(_value(typing.get_args(annotation)[1], definitions))
+        return _named(_value(arguments[1], definitions))
     return _reference(annotation, definitions)
 
 
-def check_schema(tree: Node, heads: Kinds, report: Report) -> None:
-    """Adds what `jsonschema` finds in a merged spec to the report, at its place."""
+def _item(annotation: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The same without null: in a list there is nothing that `~` could delete."""
+    value = _value(annotation, definitions)
+    if "type" in value:
+        value["type"] = [each for each in value["type"] if each != "null"]
+    elif "enum" in value:
+        value["enum"] = [each for each in value["enum"] if each is not None]
+    else:
+        value = {"allOf": [value, {"type": "object"}]}
+    return value
+
+
+# The check
+
+
+@functools.lru_cache(maxsize=8)
+def _validator(heads: Kinds) -> Any:
     from jsonschema import Draft202012Validator
 
-    validator = Draft202012Validator(document_schema(heads))
-    errors = validator.iter_errors(tree.plain())
-    for error in sorted(errors, key=lambda e: [str(part) for part in e.absolute_path]):
-        _problem(tree, error, report)
+    return Draft202012Validator(document_schema(heads))
 
 
-def _walk(tree: Node, path: Iterable[str | int]) -> tuple[Node, Node | None, str]:
-    """The node at a path, its parent, and the last name on the way."""
-    node, parent, name = tree, None, "the spec"
+def check_schema(tree: Node, heads: Kinds, report: Report) -> None:
+    """Adds what `jsonschema` finds in a merged spec to the report, in the order of the text."""
+    found = Report()
+    problems: list[Problem] = []
+    for error in islice(_validator(heads).iter_errors(tree.plain()), _ENOUGH):
+        found.problems.clear()
+        _problem(tree, error, found)
+        problems += found.problems
+    for problem in sorted(problems, key=_position):
+        report.keep(problem)
+
+
+def _position(problem: Problem) -> tuple[int, int]:
+    assert problem.span is not None
+    return problem.span.line, problem.span.column
+
+
+def _walk(tree: Node, path: Iterable[str | int]) -> Node:
     for part in path:
-        parent, node = node, node.value[part]
-        name = name if isinstance(part, int) else part
-    return node, parent, name
+        tree = tree.value[part]
+    return tree
 
 
 def _problem(tree: Node, error: Any, report: Report) -> None:
     path = list(error.absolute_path)
-    node, _, name = _walk(tree, path)
-    schema = error.schema
+    node, name, schema = _walk(tree, path), _called(path), error.schema
     match error.validator:
         case "additionalProperties":
             known = list(schema["properties"])
-            for extra in node.value:
-                if extra not in known:
-                    _unknown_key(extra, node, name, known, report)
-        case "enum" | "const":
-            known = [_shown(v) for v in schema.get("enum", [schema.get("const")]) if v is not None]
-            report.add(
-                "unknown-value",
-                f"{node.kind()} is not a {name}"
-                if name != "multiway"
-                else f"version {node.kind()}",
-                span=node.span,
-                expected=one_of(known),
-                nearest=nearest(str(node.value), known),
-            )
+            for extra in [each for each in node.value if each not in known][:_ENOUGH]:
+                _unknown_key(extra, node, name, known, report)
+        case "enum":
+            _unknown_value(node, path, [str(v) for v in schema["enum"] if v is not None], report)
         case "type":
-            expected = schema.get("x-expected") or " or ".join(
-                _WORDS[t] for t in schema["type"] if t != "null"
-            )
-            report.add("wrong-type", f"{name} is {node.kind()}", span=node.span, expected=expected)
+            expected = schema.get("x-expected") or _types_in_words(schema)
+            message = f"{name} is {node.kind()}"
+            report.add("wrong-type", message, span=node.span, expected=expected)
         case "pattern":
-            span = _walk(tree, path)[0].key_span(error.instance)
+            # Of a key the error knows the mapping and the text, of a value its place.
+            is_key = isinstance(node.value, dict)
             report.add(
                 "bad-name",
-                f"{error.instance!r} cannot be a name",
-                span=span,
-                expected="small letters, digits and _, beginning with a letter",
+                f"{quote(error.instance)} cannot be a name",
+                span=node.key_span(error.instance) if is_key else node.span,
+                expected=schema.get("x-expected", NAME_RULE),
             )
         case other:
             raise AssertionError(f"no error text for {other}")
 
 
-def _shown(value: object) -> str:
-    return (
-        {True: "true", False: "false"}.get(value, str(value))
-        if isinstance(value, bool)
-        else str(value)
+def _called(path: list[str | int]) -> str:
+    """What an error calls the value at a path: its last name; two for the named parts of a spec."""
+    names = [part for part in path if isinstance(part, str)]
+    if len(names) == 2 and names[0] in ("dims", "inputs", "embed", "heads", "init"):
+        return ".".join(names)
+    return names[-1] if names else "a spec"
+
+
+def _unknown_value(node: Node, path: list[str | int], known: list[str], report: Report) -> None:
+    name = _called(path)
+    if name == "multiway":
+        message = f"this multiway reads version {known[0]} of the language, not {node.kind()}"
+    elif name == "kind":
+        parts = {"heads": "head", "init": "init"}
+        part = parts.get(str(path[0])) if len(path) == 3 else None
+        message = f"{node.kind()} is not a kind of {part or _called(path[:-1])}"
+    elif isinstance(path[-1], int):
+        message = f"{node.kind()} cannot stand in {name}"
+    else:
+        message = f"{name} cannot be {node.kind()}"
+    report.add(
+        "unknown-value",
+        message,
+        span=node.span,
+        expected=one_of(known),
+        nearest=nearest(str(node.value), known),
     )
+
+
+def _types_in_words(schema: dict[str, Any]) -> str:
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    words = [_WORDS[each] for each in types if each != "null"]
+    return " or ".join(words)
 
 
 def _unknown_key(extra: str, node: Node, name: str, known: list[str], report: Report) -> None:
     report.add(
         "unknown-key",
-        f"{extra!r} is not a key of {name}",
+        f"{quote(extra)} is not a key of {name}",
         span=node.key_span(extra),
         expected=one_of(known),
         nearest=nearest(extra, known),

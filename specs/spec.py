@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,16 @@ from multiway.specs.config import (
     Names,
     Reader,
     Test,
-    evaluate_at,
+    keys_of,
+    number_at,
     parse_expression,
 )
-from multiway.specs.errors import MultiwayError, Report, nearest, one_of
-from multiway.specs.expressions import FUNCTIONS
+from multiway.specs.errors import MultiwayError, Problem, Report, nearest, one_of, quote
+from multiway.specs.expressions import FUNCTIONS, WORDS, Expr
 from multiway.specs.language import (
     RESERVED,
     Block,
+    Document,
     Embed,
     Head,
     Initial,
@@ -156,7 +159,7 @@ class Spec:
 def load(
     source: str | Path | Mapping[str, Any] | Node,
     *,
-    set: Mapping[str, Any] | None = None,  # noqa: A002 - the word users know from the command line
+    set: Mapping[str, Any] | None = None,
     resolver: Resolver,
     kinds: Kinds,
 ) -> Spec:
@@ -165,27 +168,38 @@ def load(
     `source` is a name that the resolver knows, a path, a mapping, or a parsed document.
     """
     document, folder = _document(source, resolver)
-    tree = with_defaults(extend(document, resolver, folder=folder))
-    tree = with_wiring(with_likes(apply_sets(tree, set or {})))
+    tree = apply_sets(extend(document, resolver, heads=kinds, folder=folder), set or {}, kinds)
+    tree = with_wiring(with_defaults(with_likes(tree)))
     report = Report()
     check_schema(tree, kinds, report)
     report.raise_if_any()
     spec = dataclasses.replace(_convert(tree, kinds), origin=_origin(source, document))
     for name in spec.heads:
-        try:
-            checks.check(spec.for_head(name), report)
-        except MultiwayError as error:
-            report.extend(error)
+        for problem in _problems(spec, name):
+            report.keep(problem)
     report.raise_if_any()
     return spec
+
+
+def _problems(spec: Spec, head: str) -> list[Problem]:
+    """What is wrong with a spec as one head has it; says which, where the head has dims."""
+    report = Report()
+    try:
+        checks.check(spec.for_head(head), report)
+    except MultiwayError as error:
+        report.extend(error)
+    if not spec.heads[head].dims:
+        return report.problems
+    note = ("head", f"{head}, which has dims of its own")
+    return [dataclasses.replace(each, notes=(*each.notes, note)) for each in report.problems]
 
 
 def _origin(source: object, document: Node) -> str:
     """The name that a spec is known by, or else the one that it extends."""
     parent = document.get("extends")
-    if isinstance(source, str) and parent is None:
-        return source
-    return str(parent.value) if parent is not None else str(document["name"].value)
+    if parent is not None and parent.value is not None:
+        return str(parent.value)
+    return source if isinstance(source, str) else str(document["name"].value)
 
 
 def _document(
@@ -194,33 +208,55 @@ def _document(
     if isinstance(source, Node):
         return source, None
     if isinstance(source, Mapping):
-        return parse(yaml.safe_dump(dict(source), sort_keys=False), file="<mapping>"), None
+        return parse(_as_yaml(source), file="<mapping>"), None
     named = resolver(source) if isinstance(source, str) else None
     if named is not None:
         return named, None
     path = Path(source)
-    looks_like_path = path.suffix in (".yaml", ".yml") or "/" in str(source) or path.exists()
-    if isinstance(source, str) and not looks_like_path:
+    if isinstance(source, str) and not _looks_like_path(path, source):
         names = getattr(resolver, "names", ())
         raise MultiwayError.one(
             "unknown-spec",
             "there is neither a zoo entry nor a file of this name",
-            place=source,
+            place=quote(source),
             expected="a name that `multiway zoo` lists, a path, or - for standard input",
             nearest=nearest(source, names),
         )
     return read_file(path), path.parent
 
 
+def _looks_like_path(path: Path, source: str) -> bool:
+    if path.suffix in (".yaml", ".yml") or "/" in source:
+        return True
+    try:
+        return path.exists()
+    except OSError:  # too long to be a file
+        return False
+
+
+def _as_yaml(source: Mapping[str, Any]) -> str:
+    """A mapping as text, so that errors can show the line. Raises MultiwayError."""
+    try:
+        return yaml.safe_dump(dict(source), sort_keys=False)
+    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise MultiwayError.one(
+            "wrong-type",
+            f"this mapping holds what YAML cannot: {reason}",
+            place="<mapping>",
+            expected="plain data: numbers, texts, true, false, None, lists and dicts of them",
+        ) from None
+
+
 def _convert(tree: Node, kinds: Kinds) -> Spec:
     report = Report()
-    for name in ("multiway", "name", "dims", "inputs", "block", "heads"):
-        if tree.get(name) is None:
+    for name in Document.required:
+        if (part := tree.get(name)) is None or part.value == {}:
             report.add(
                 "missing-key",
                 f"a spec needs {name!r}",
-                span=tree.span,
-                expected=f"{name}: ...",
+                place=tree.span.file,
+                expected=f"{name}: {keys_of(Document)[name][1]}",
             )
     report.raise_if_any()
     dims = _dims(tree["dims"], report)
@@ -230,27 +266,45 @@ def _convert(tree: Node, kinds: Kinds) -> Spec:
         name=str(tree["name"].value),
         tree=tree,
         dims=dims,
-        inputs=_each(Input, tree["inputs"], reader),
-        embed=_each(Embed, tree.get("embed"), reader),
+        inputs=_each(Input, tree, "inputs", reader),
+        embed=_each(Embed, tree, "embed", reader),
         blocks=_blocks(tree, dims, report),
-        wiring=_one(Wiring, tree["wiring"], reader),
-        output=_one(Output, tree.get("output") or Node({}, tree.span), reader),
-        heads={name: reader.kinds(kinds, node) for name, node in tree["heads"].value.items()},
-        init=_each(Initial, tree.get("init"), reader),
+        wiring=_one(Wiring, tree, "wiring", reader),
+        output=_one(Output, tree, "output", reader),
+        heads={
+            name: reader.kinds(kinds, node, f"heads.{name}")
+            for name, node in tree["heads"].value.items()
+        },
+        init=_each(Initial, tree, "init", reader),
         kinds=kinds,
     )
+    report.raise_if_any()
+    _check_head_dims(spec, report)
     report.raise_if_any()
     return spec
 
 
-def _one(cls: type[Any], node: Node, reader: Reader) -> Any:
-    return reader.config(cls, node)
+def _one(cls: type[Any], tree: Node, name: str, reader: Reader) -> Any:
+    return reader.config(cls, tree.get(name) or Node({}, tree.span), name)
 
 
-def _each(cls: type[Any], node: Node | None, reader: Reader) -> dict[str, Any]:
-    if node is None:
-        return {}
-    return {name: reader.config(cls, child) for name, child in node.value.items()}
+def _each(cls: type[Any], tree: Node, name: str, reader: Reader) -> dict[str, Any]:
+    node = tree.get(name)
+    children = node.value.items() if node is not None else ()
+    return {each: reader.config(cls, child, f"{name}.{each}") for each, child in children}
+
+
+def _check_head_dims(spec: Spec, report: Report) -> None:
+    for name, head in spec.heads.items():
+        for dim in head.dims:
+            if dim not in spec.dims:
+                report.add(
+                    "unknown-dim",
+                    f"heads.{name} changes {dim!r}, which is not a dim of this spec",
+                    span=head.node["dims"].key_span(dim),
+                    expected=one_of(spec.dims),
+                    nearest=nearest(dim, spec.dims),
+                )
 
 
 def _blocks(tree: Node, dims: Mapping[str, float], report: Report) -> tuple[Block, ...]:
@@ -258,15 +312,19 @@ def _blocks(tree: Node, dims: Mapping[str, float], report: Report) -> tuple[Bloc
     overrides = tree.get("layers")
     blocks: list[Block] = []
     for layer in range(int(dims["depth"])):
-        names = Names({**dims, "layer": layer})
+        names, found = Names({**dims, "layer": layer}), Report()
         node = tree["block"]
         for override in overrides.value if overrides else ():
-            node = _overridden(node, override, names, report)
-        block = Reader(names, report).config(Block, node)
-        if block is None or report.problems:
-            report.raise_if_any()
-        assert block is not None
-        if not overrides and not names.read_layer:
+            node = _overridden(node, override, names, found)
+        block = Reader(names, found).config(Block, node, "block")
+        told_apart = bool(overrides) or names.read_layer
+        if block is None or found.problems:
+            # One layer is enough: the others are wrong in the same way.
+            note = (("layer", str(layer)),) if told_apart else ()
+            for problem in found.problems:
+                report.keep(dataclasses.replace(problem, notes=(*problem.notes, *note)))
+            return ()
+        if not told_apart:
             return (block,) * int(dims["depth"])
         blocks.append(block)
     return tuple(blocks)
@@ -274,60 +332,76 @@ def _blocks(tree: Node, dims: Mapping[str, float], report: Report) -> tuple[Bloc
 
 def _overridden(node: Node, override: Node, names: Names, report: Report) -> Node:
     where = override.get("where")
-    reader = Reader(names, report)
     if where is None:
         report.add(
-            "missing-key", "a change of layers needs 'where'", span=override.span,
+            "missing-key",
+            "a change of layers needs 'where'",
+            span=override.span,
             expected="where: a test, e.g. layer >= depth - 3",
-        )  # fmt: skip
+        )
         return node
-    if not reader.guarded(Test, where):
+    if not Reader(names, report).guarded(Test, where, "where"):
         return node
     change = {name: child for name, child in override.value.items() if name != "where"}
-    return merge(node, Node(change, override.span, override.keys, override.size))
+    return merge(node, dataclasses.replace(override, value=change))
 
 
 def _dims(node: Node, report: Report) -> dict[str, float]:
+    """The values of all dims, which may be written in any order."""
     values: dict[str, float] = {}
-
-    def value(name: str, chain: tuple[str, ...]) -> float:
-        if name in values:
-            return values[name]
-        if name in chain:
-            raise MultiwayError.one(
-                "cyclic-dims", f"{' -> '.join([*chain, name])} go in a circle", span=node[name].span
-            )
-        expr = parse_expression(node[name])
-        known = {n: 0.0 for n in node.value}
-        for other in sorted(expr.names()):
-            if other in node.value:
-                known[other] = value(other, (*chain, name))
-        values[name] = evaluate_at(expr, node[name], known)
-        return values[name]
-
-    for name in node.value:
-        if name in RESERVED or name in FUNCTIONS:
-            report.add("bad-name", f"{name!r} has a meaning of its own", span=node.key_span(name))
+    trees = {name: _dim_expression(name, node, report) for name in node.value}
+    reads = {
+        name: {other for other in sorted(tree.names()) if other in node.value} if tree else set()
+        for name, tree in trees.items()
+    }
+    for name in _in_order(reads, node):
+        tree, missing = trees[name], reads[name] - set(values)
+        if tree is None or missing:
+            continue  # said already, of this dim or of one that it reads
+        known = {**dict.fromkeys(node.value, 0.0), **values}
         try:
-            value(name, ())
+            values[name] = number_at(tree, node[name], known)
         except MultiwayError as error:
             report.extend(error)
     _check_basic_dims(node, values, report)
     return values
 
 
+def _dim_expression(name: str, node: Node, report: Report) -> Expr | None:
+    if name in RESERVED or name in FUNCTIONS or name in WORDS:
+        message = f"a dim cannot be called {name!r}, which has a meaning of its own"
+        report.add("bad-name", message, span=node.key_span(name))
+    try:
+        return parse_expression(node[name])
+    except MultiwayError as error:
+        report.extend(error)
+        return None
+
+
+def _in_order(reads: Mapping[str, Set[str]], node: Node) -> list[str]:
+    """Names behind those that they read. Raises MultiwayError where they go in a circle."""
+    try:
+        return list(TopologicalSorter(reads).static_order())
+    except CycleError as error:
+        circle = error.args[1][::-1]
+        start = circle.index(next(name for name in reads if name in circle))
+        names = [*circle[start:-1], *circle[:start], circle[start]]
+        raise MultiwayError.one(
+            "cyclic-dims",
+            f"these dims go in a circle: {' -> '.join(names)}",
+            span=node[names[0]].span,
+            expected="a number somewhere on the way",
+        ) from None
+
+
 def _check_basic_dims(node: Node, values: Mapping[str, float], report: Report) -> None:
     for name, most in (("depth", MAX_DEPTH), ("width", int(MAX_COUNT))):
         if name not in node.value:
-            report.add(
-                "missing-key", f"dims needs {name!r}", span=node.span, expected=f"{name}: 12"
-            )
+            message = f"dims needs {name!r}"
+            report.add("missing-key", message, span=node.span, expected=f"{name}: 12, for instance")
+        if name not in values:
             continue
-        try:
-            count = Reader(values, report).leaf(Count, node[name])
-        except MultiwayError as error:
-            report.extend(error)
-            continue
-        if count > most:
-            expected = f"at most {most:,}"
-            report.add("absurd-size", f"{name} {count}", span=node[name].span, expected=expected)
+        count = Reader(values, report).guarded(Count, node[name], name)
+        if count is not None and count > most:
+            message, expected = f"this is {count:,} blocks", f"at most {most:,}"
+            report.add("absurd-size", message, span=node[name].span, expected=expected)

@@ -20,7 +20,7 @@ Draw = Callable[[st.SearchStrategy[Any]], Any]
 Mappings = dict[str, Any]
 
 VOCAB = 11
-CONTEXT = 12
+CONTEXT = 16
 ACTIVATIONS = ["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "tanh", "sigmoid"]
 WHERE = ["layer == 0", "layer > 0", "layer >= depth - 1", "layer % 2 == 1", "layer < depth // 2"]
 # Inputs that may be drawn: name, modality, form. The second three share a modality with the first.

@@ -10,7 +10,6 @@ from multiway.compiler.builder import Builder
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.parameters import Declared
-from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import key
 from multiway.specs.errors import Report
 from multiway.specs.spec import Spec
@@ -52,13 +51,7 @@ class Features(HeadKind):
     def build(self, builder: Builder, program: str) -> LayerGraph:
         names = self.subsets(builder.spec)[program]
         values = builder.inputs_for(names)
-        for name in names:
-            spec = builder.spec
-            embed = spec.embed.get(spec.inputs[name].modality)
-            if spec.inputs[name].form() == "image" and embed is not None and embed.mask_token:
-                patches = (spec.tokens_of(name) or 0) - (1 if embed.cls else 0)
-                kind = Tensor((sym("B"), patches), "bool")
-                (values[f"{name}_masked"],) = builder.input(f"{name}_masked", kind)
+        values |= builder.masks_for(names)
         seq = builder.sequence(names, values)
         return builder.output(features=builder.trunk(seq))
 

@@ -106,6 +106,8 @@ class PrefixLM(HeadKind):
         seq = builder.sequence([text], values, mask="prefix")
         builder.open_cache(seq, cache, positions=positions, reads=True)
         assert seq.cache is not None
+        # What is written follows the prefix, so a way that serves both modalities serves it too.
+        seq.cached = (builder.spec.inputs[self.prefix].modality,)
         seq.positions = seq.cache.slots  # rotary positions count along the joined sequence
         logits = self.logits(builder, builder.trunk(seq))
         return builder.output(logits=logits, cache=[cache[0], *seq.cache.written])

@@ -6,8 +6,9 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,6 +16,11 @@ from multiway import api
 from multiway.compiler.build import parameters
 from multiway.specs import MultiwayError, Spec
 from multiway.specs.source import MAX_BYTES, parse
+
+if TYPE_CHECKING:
+    from multiway.runtime.model import Model
+
+T = TypeVar("T")
 
 SpecArgument = Annotated[
     str, typer.Argument(metavar="SPEC", help="A zoo name, a path, or - for standard input.")
@@ -25,6 +31,18 @@ SetOption = Annotated[
 ]
 HeadOption = Annotated[
     str | None, typer.Option("--head", metavar="HEAD", help="Which head; not needed for one.")
+]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="An image file; twice for a head that compares two."),
+]
+TextOption = Annotated[str | None, typer.Option("--text", help="A text.")]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option(help="A tokenizers .json, or a sentencepiece .spm or .model; default: bytes."),
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option(help="Weights that `multiway import` wrote; default: random ones.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
@@ -94,6 +112,28 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         reason = error.strerror or str(error)
         raise MultiwayError.one("unwritable", f"cannot write: {reason}", place=str(path)) from None
+
+
+def say_if_random(model: Model) -> None:
+    """A warning that what comes out means nothing."""
+    if model.random:
+        note("the weights are random: this shows that the model runs, not what it knows")
+
+
+def progress(items: Sequence[T], done: str) -> Iterator[T]:
+    """Goes through items, showing how far: a bar on a terminal, now and then a line elsewhere."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        console = Console(stderr=True)
+        yield from track(items, description=done, console=console, transient=True)
+        return
+    every = max(1, len(items) // 10)
+    for i, item in enumerate(items, 1):
+        yield item
+        if len(items) > 1 and (i % every == 0 or i == len(items)):
+            note(f"{done} {i} of {len(items)}")
 
 
 def note(text: str) -> None:

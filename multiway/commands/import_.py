@@ -16,6 +16,13 @@ def command(
     source: SpecArgument,
     out: Annotated[Path, typer.Option("-o", "--out", help="The .safetensors file to write.")],
     head: HeadOption = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh-head", help="Give the head initial values, whatever head the file has."
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the initial values of a fresh head.")] = 0,
     family: Annotated[
         str | None,
         typer.Option(help="Whose names the file has; default: the family of SPEC."),
@@ -27,8 +34,12 @@ def command(
 
     spec = read_spec(source, settings).for_head(head)
     api.rename_table(spec, family)  # an unknown family is said before anything is allocated
-    model = compile_spec(spec, fill=False)
-    api.import_weights(model, checkpoint, family=family)
+    model = compile_spec(spec, fill=fresh, seed=seed)
+    loaded = api.import_weights(model, checkpoint, family=family, fresh_head=fresh)
     api.save(model, out)
+    for name in loaded.resized:
+        note(f"resized {name} to {model.get_parameter(name).shape[0]} rows")
+    for name in loaded.fresh:
+        note(f"initial values for {name}")
     total = sum(parameter.numel() for parameter in model.parameters())
     note(f"wrote {out}: {total:,} parameters of {spec.name}, head {spec.head_name}")

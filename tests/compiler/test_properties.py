@@ -6,7 +6,7 @@ The fuzz tests at the end are the same properties on many more specs, other ones
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
@@ -15,7 +15,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
-from strategies import CONTEXT, HEADS, random_inputs, randomise, right_padded, sizes_of, specs
+from strategies import CONTEXT, HEADS, VOCAB, random_inputs, randomise, sizes_of, specs
 
 import multiway as mw
 from multiway.compiler.build import program_names
@@ -25,7 +25,7 @@ from multiway.compiler.heads import kinds
 from multiway.compiler.printing import to_text
 from multiway.compiler.types import Tensor, number
 from multiway.compiler.verify import verify
-from multiway.runtime.model import Model, new_cache
+from multiway.runtime.model import Model
 
 Mappings = dict[str, Any]
 SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -62,7 +62,7 @@ def some_sizes(graph: LayerGraph, length: int) -> dict[str, int]:
     found = {"B": 2}
     for i, name in enumerate(n for n in sizes_of(graph) if n not in ("B", "S")):
         found[name] = length + i
-    return {**found, "S": length + 3}
+    return {**found, "S": 3 * CONTEXT + 12}  # room for everything that fits the inputs
 
 
 def flat(value: Any) -> list[Any]:
@@ -126,20 +126,140 @@ def check_gradients(spec: Mappings, length: int) -> None:
                 assert parameter.grad is None, path
 
 
+class Dialogue:
+    """Rows of text of different lengths that are read, and written on, with a cache."""
+
+    def __init__(self, model: Model, prompts: list[int], written: int) -> None:
+        self.model, self.prompts, self.written = model, prompts, written
+        graph = mw.build(model.spec, program="prefill")
+        sizes = some_sizes(graph, max(prompts) + written) | {"B": len(prompts)}
+        given = random_inputs(graph, sizes)
+        names = [record.path.removeprefix("inputs.") for record in graph.inputs()]
+        # The last input but for the cache is the text.
+        *self.others, self.text_name, _ = names
+        self.given, self.text = given, given[self.text_name]
+        if self.text.shape[1] < max(prompts) + written:
+            raise AssertionError("the drawn text is too short")
+        self.cache = given["cache"]  # random values: what is not written must not be seen
+
+    def expected(self) -> list[torch.Tensor]:
+        """Logits [T, V] of every row alone, without padding and without cache."""
+        rows = []
+        for row, prompt in enumerate(self.prompts):
+            alone = {name: self.given[name][row : row + 1] for name in self.others}
+            text = self.text[row : row + 1, : prompt + self.written]
+            rows.append(self.model.run("forward", **alone, **{self.text_name: text})[0])
+        return rows
+
+    def prefill(self) -> torch.Tensor:
+        """Logits of the prompts, laid in one batch with other tokens behind the shorter ones."""
+        generator = torch.Generator().manual_seed(1)
+        text = torch.randint(0, VOCAB, (len(self.prompts), max(self.prompts)), generator=generator)
+        for row, prompt in enumerate(self.prompts):
+            text[row, :prompt] = self.text[row, :prompt]
+        others = {name: self.given[name] for name in self.others}
+        given = {**others, self.text_name: text, "cache": self.cache}
+        logits, self.cache = self.model.run("prefill", **given)
+        return logits
+
+    def decode(self, start: int, count: int, *, wrong: bool = False) -> torch.Tensor:
+        """Logits of `count` more tokens of every row; `wrong`: of other tokens at their places."""
+        positions = torch.tensor([[p + start + i for i in range(count)] for p in self.prompts])
+        text = self.text.gather(1, positions)
+        given = {self.text_name: (text + 1) % VOCAB if wrong else text, "positions": positions}
+        logits, self.cache = self.model.run("decode", **given, cache=self.cache)
+        return logits
+
+
+@torch.no_grad()
+def check_decoding(spec: Mappings, prompts: list[int], chunks: list[int]) -> None:
+    for each in heads(spec):
+        if "decode" not in program_names(each):
+            continue
+        talk = Dialogue(model_of(each), prompts, sum(chunks))
+        expected = talk.expected()
+        prefilled = talk.prefill()
+        for row, prompt in enumerate(prompts):
+            torch.testing.assert_close(prefilled[row, :prompt], expected[row][:prompt])
+        start = 0
+        for count in chunks:
+            talk.decode(start, count, wrong=True)  # is written over, and leaves no trace
+            logits = talk.decode(start, count)
+            for row, prompt in enumerate(prompts):
+                want = expected[row][prompt + start : prompt + start + count]
+                torch.testing.assert_close(logits[row], want)
+            start += count
+
+
+def kept_tokens(spec: mw.Spec, program: str, given: Mappings) -> torch.Tensor:
+    """Which tokens [B, T] of the features of a program are no padding."""
+    parts = []
+    for record in mw.build(spec, program=program).inputs():
+        name = record.path.removeprefix("inputs.")
+        if name not in spec.inputs:
+            continue
+        value = given[name]
+        tokens = spec.tokens_of(name) if spec.inputs[name].form() == "image" else value.shape[1]
+        none = torch.zeros(len(value), int(tokens or 0), dtype=torch.bool)
+        parts.append(~given.get(f"{name}_padding", none))
+    return torch.cat(parts, 1)
+
+
+@torch.no_grad()
+def check_padding(spec: Mappings, length: int) -> None:
+    for each in heads(spec):
+        model = None
+        for program in program_names(each):
+            if program in ("loss", "prefill", "decode"):
+                continue
+            graph = mw.build(each, program=program)
+            given = random_inputs(graph, some_sizes(graph, length))
+            padded = [n.removesuffix("_padding") for n in given if n.endswith("_padding")]
+            if not padded or shifts_positions(each, padded):
+                continue
+            model = model or model_of(each)
+            whole = model.run(program, **given)
+            for row in range(len(whole)):
+                alone = {
+                    name: value[row : row + 1]
+                    for name, value in given.items()
+                    if not name.endswith("_padding")
+                }
+                for name in padded:
+                    kept = int((~given[f"{name}_padding"][row]).sum())
+                    alone[name] = alone[name][:, :kept]
+                want, got = model.run(program, **alone)[0], whole[row]
+                if each.head.kind == "features":
+                    got = got[kept_tokens(each, program, given)[row]]
+                torch.testing.assert_close(got[: len(want)], want)
+
+
+def has_padding(spec: Mappings) -> bool:
+    return any(each.get("padding") == "right" for each in spec["inputs"].values())
+
+
+def shifts_positions(spec: mw.Spec, padded: list[str]) -> bool:
+    """Whether a row without its padding has other rotary positions behind the padded input."""
+    rotary = any(block.attention.position is not None for block in spec.blocks)
+    *first, _ = spec.head.inputs(spec)
+    bases = {name if name in spec.inputs else name.rpartition("_")[0] for name in padded}
+    return rotary and bool(bases & set(first))
+
+
 @given(specs())
-@settings(60)
+@settings(30)
 def test_every_program_builds_verifies_prints_and_survives_json(spec: Mappings) -> None:
     check_graph(spec)
 
 
 @given(specs(), st.integers(1, 5))
-@settings(40)
+@settings(400)
 def test_every_program_runs_as_its_graph_says(spec: Mappings, length: int) -> None:
     check_run(spec, length)
 
 
 @given(specs(), st.integers(1, 5))
-@settings(40)
+@settings(400)
 def test_every_parameter_that_is_read_gets_a_gradient(spec: Mappings, length: int) -> None:
     check_gradients(spec, length)
 
@@ -152,3 +272,21 @@ def test_the_strategy_draws_every_head_kind(kind: str) -> None:
         return any(head["kind"] == kind for head in spec["heads"].values())
 
     hypothesis.find(specs(), has_it, settings=hypothesis.settings(settings(200), database=None))
+
+
+@given(
+    specs(["causal_lm", "prefix_lm"]),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.lists(st.integers(1, 3), max_size=3),
+)
+@settings(400)
+def test_decoding_with_a_cache_is_the_whole_forward(
+    spec: Mappings, prompts: list[int], chunks: list[int]
+) -> None:
+    check_decoding(spec, prompts, chunks)
+
+
+@given(specs().filter(has_padding), st.integers(2, 5))
+@settings(400)
+def test_right_padding_changes_no_token_that_is_kept(spec: Mappings, length: int) -> None:
+    check_padding(spec, length)

@@ -1,0 +1,97 @@
+"""Predicting what was masked: words of a text, or visual tokens of an image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from multiway.compiler.builder import Builder
+from multiway.compiler.graph import LayerGraph, Value
+from multiway.compiler.heads.base import HeadKind
+from multiway.compiler.parameters import Declared
+from multiway.compiler.types import Tensor
+from multiway.specs.config import Count, key
+from multiway.specs.errors import Report
+from multiway.specs.spec import Spec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(HeadKind):
+    """Masked language or image modelling (arXiv:2208.10442).
+
+    forward(inputs) -> logits [B, T, classes] at every token of the predicted input; for an image
+        at every patch, and `A_masked` [B, patches] says which patches are hidden
+    loss(inputs, labels [B, T]) -> loss, {count}; labels are -100 where nothing was masked
+
+    Words are masked outside, by the id of the mask token.
+    """
+
+    required: ClassVar[tuple[str, ...]] = ("kind", "predict", "classes")
+
+    kind: Literal["masked"] = key("masked", default="masked")
+    reads: tuple[str, ...] = key("the inputs, in sequence order; default: `predict`", default=())
+    predict: str = key("the input whose tokens are predicted", default="")
+    classes: Count = key("number of words, or of visual tokens", default=0)
+    bias: bool = key("bias of the output", default=True)
+
+    def check_spec(self, spec: Spec, report: Report) -> None:
+        known = [self.known_input(spec, n, self.node["reads"], report) for n in self.reads]
+        if not self.known_input(spec, self.predict, self.node["predict"], report) or not all(known):
+            return
+        if self.predict not in self.inputs(spec):
+            report.add(
+                "unknown-input",
+                f"{self.predict!r} is predicted, but not read",
+                span=self.span("reads"),
+                expected=f"reads: [..., {self.predict}]",
+            )
+        each = spec.inputs[self.predict]
+        embed = spec.embed.get(each.modality)
+        if each.form() == "image" and not (embed is not None and embed.mask_token):
+            report.add(
+                "missing-key",
+                f"patches of {self.predict!r} cannot be masked",
+                span=self.span("predict"),
+                expected=f"embed: {{{each.modality}: {{mask_token: true}}}}",
+            )
+
+    def inputs(self, spec: Spec) -> tuple[str, ...]:
+        return self.reads or (self.predict,)
+
+    def declare(self, declared: Declared, path: str) -> None:
+        width = declared.spec.width
+        declared.linear(path, out=self.classes, width=width, bias=self.bias, part=self)
+
+    def programs(self, spec: Spec) -> tuple[str, ...]:
+        return ("forward", "loss")
+
+    def build(self, builder: Builder, program: str) -> LayerGraph:
+        names = self.inputs(builder.spec)
+        values = builder.inputs_for(names)
+        if builder.spec.inputs[self.predict].form() == "image":
+            values |= builder.masks_for([self.predict])
+        seq = builder.sequence(names, values)
+        logits = self.logits(builder, self.segments(builder, builder.trunk(seq), seq))
+        if program == "forward":
+            return builder.output(logits=logits)
+        (labels,) = builder.input("labels", Tensor(builder.graph.shape(logits)[:2], "int"))
+        loss, count = builder.nodes(
+            f"heads.{builder.spec.head_name}.loss",
+            "cross_entropy",
+            {"logits": logits, "labels": labels},
+            attrs={"smoothing": 0.0},
+            part=self,
+        )
+        return builder.output(loss=loss, metrics_count=count)
+
+    def logits(self, builder: Builder, parts: dict[str, Value]) -> Value:
+        spec = builder.spec
+        path, x = f"heads.{spec.head_name}", parts[self.predict]
+        embed = spec.embed.get(spec.inputs[self.predict].modality)
+        if embed is not None and embed.cls:
+            attrs = {"count": 1}
+            x = builder.node(f"{path}.patches", "skip_tokens", {"x": x}, attrs=attrs, part=self)
+        return builder.linear(f"{path}.logits", x, part=self, params=path)
+
+
+HEAD = Masked

@@ -1,0 +1,351 @@
+"""What the documents hold, and what their tables and printed output should be.
+
+`python tests/docs/written.py` writes both again, after a change of the language or of a printer.
+
+A block behind a comment is written (`keys: CLASS`, `printed: WHAT`) or quoted (`from: FILE`).
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+import multiway as mw
+from multiway.compiler import parameters
+from multiway.compiler.build import program_names
+from multiway.compiler.graph import INPUT, LayerGraph
+from multiway.compiler.heads import contrastive, kinds
+from multiway.compiler.printing import to_text
+from multiway.specs import config, expressions, language, merge, source
+from multiway.specs import spec as spec_module
+from multiway.specs.source import parse
+from multiway.specs.spec import Spec
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "specs" / "examples"
+LANGUAGE = ROOT / "specs" / "LANGUAGE.md"
+DOCS = [LANGUAGE, *sorted((ROOT / "docs").glob("*.md"))]
+WIDTH = 108
+
+
+# What the documents hold
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the words behind it, the comment in front of it."""
+
+    file: Path
+    line: int
+    language: str
+    words: str
+    marker: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file.stem}:{self.line}"
+
+
+_BLOCK = re.compile(
+    r"^(?:<!-- (?P<marker>[^\n]*) -->\n)?```(?P<language>\w+)(?P<words>[^\n]*)\n"
+    r"(?P<text>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def blocks(file: Path) -> Iterator[Block]:
+    text = file.read_text()
+    for match in _BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        words, marker = match["words"].strip(), match["marker"] or ""
+        yield Block(file, line, match["language"], words, marker, match["text"])
+
+
+ALL = [block for file in DOCS for block in blocks(file)]
+
+
+# Key tables
+
+
+def classes() -> dict[str, type[config.Config]]:
+    """Every mapping of the language, by the name of its table."""
+    found = {
+        name: value
+        for name, value in vars(language).items()
+        if isinstance(value, type)
+        and issubclass(value, config.Config)
+        and value is not config.Config
+    }
+    return {**found, "Project": contrastive.Project, **kinds().classes}
+
+
+def own_keys(cls: type[config.Config]) -> dict[str, tuple[object, str]]:
+    """The keys of a mapping that no mapping it builds on has, except `kind`."""
+    bases = [base for base in classes().values() if base is not cls and issubclass(cls, base)]
+    inherited = {key for base in bases for key in config.keys_of(base)}
+    return {k: v for k, v in config.keys_of(cls).items() if k not in inherited}
+
+
+def key_table(name: str) -> str:
+    """One line a key: its name, what it holds, its default, its meaning."""
+    cls = classes()[name]
+    rows = [
+        (key, holds(annotation), default(cls, key), meaning)
+        for key, (annotation, meaning) in own_keys(cls).items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    widths[1] = min(widths[1], 34)
+    start = sum(widths) + 6
+    lines: list[str] = []
+    for key, value, given, meaning in rows:
+        values = textwrap.wrap(value, widths[1])
+        meanings = textwrap.wrap(meaning, WIDTH - start, break_on_hyphens=False)
+        for i in range(max(len(values), len(meanings))):
+            cells = [key, values[i] if i < len(values) else "", given]
+            cells = cells if i == 0 else ["", cells[1], ""]
+            cells.append(meanings[i] if i < len(meanings) else "")
+            padded = [cell.ljust(width) for cell, width in zip(cells, [*widths, 0], strict=True)]
+            lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+_LEAVES = {
+    config.Count: "count",
+    config.Offset: "count or 0",
+    config.Real: "number",
+    config.Test: "test",
+    config.Formula: "formula",
+    str: "text",
+    bool: "true, false",
+}
+
+
+def holds(annotation: object) -> str:
+    """What a key holds, in words."""
+    annotation, _ = config.unwrap(annotation)
+    if (found := config.kinds_in(annotation)) is not None:
+        return " or ".join(cls.__name__ for cls in found.classes.values())
+    if annotation in _LEAVES:
+        return _LEAVES[annotation]
+    arguments = typing.get_args(annotation)
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return ", ".join(map(str, arguments))
+    if origin is tuple:
+        return f"list of {holds(arguments[0])}"
+    if origin is dict:
+        return f"names to {holds(arguments[1])}"
+    if origin is not None:
+        return " or ".join(dict.fromkeys(holds(each) for each in arguments))
+    assert isinstance(annotation, type)
+    return annotation.__name__
+
+
+def hint(cls: type[config.Config], key: str) -> object:
+    return config.unwrap(config.keys_of(cls)[key][0])[0]
+
+
+def default(cls: type[config.Config], key: str) -> str:
+    """The default of a key; `-` where there is none and it may be left out."""
+    if key in cls.required or (key == "kind" and len(typing.get_args(hint(cls, key))) == 1):
+        return "required"
+    field = cls.__dataclass_fields__[key]
+    value = field.default if field.default is not MISSING else None
+    if isinstance(value, bool):
+        return str(value).lower()
+    if value is None or value in ((), ""):
+        return "-"
+    if isinstance(value, tuple):
+        return f"[{', '.join(f'{each:g}' for each in value)}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+# Printed output
+
+
+def spec_of(file: Path) -> Spec:
+    """The first whole spec that a document shows."""
+    block = next(b for b in blocks(file) if b.language == "yaml" and "multiway: 1" in b.text)
+    return load_text(block.text)
+
+
+def load_text(text: str) -> Spec:
+    return mw.load(parse(text, file="my.yaml"))
+
+
+def printed(what: str, file: Path) -> str:
+    """What stands in a block marked `printed: WHAT`."""
+    name, *words = what.split()
+    makers: dict[str, Callable[..., str]] = {
+        "graph": print_graph,
+        "code": print_code,
+        "programs": print_programs,
+        "parameters": print_parameters,
+        "error": print_error,
+        "expressions": print_expressions,
+        "traps": print_traps,
+        "limits": print_limits,
+    }
+    return folded_lines(makers[name](file, *words))
+
+
+def folded_lines(text: str) -> str:
+    """The text with its long lines broken at spaces."""
+    lines = []
+    for line in text.rstrip("\n").split("\n"):
+        indent = " " * (len(line) - len(line.lstrip()) + 4)
+        lines += textwrap.wrap(
+            line,
+            WIDTH,
+            subsequent_indent=indent,
+            drop_whitespace=True,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return "\n".join(lines) + "\n"
+
+
+def print_graph(file: Path, program: str) -> str:
+    return to_text(mw.build(spec_of(file), program=program))
+
+
+def print_code(file: Path, program: str, block: str = "") -> str:
+    from multiway.compiler.listing import readable
+
+    module = mw.compile(spec_of(file)).programs[program].get_submodule(block)
+    return readable(str(module.code))
+
+
+def print_programs(file: Path, example: str, head: str) -> str:
+    """`name(inputs) -> outputs`, with their types, for every program of a head."""
+    spec = mw.load(EXAMPLES / f"{example}.yaml")
+    names = program_names(spec.for_head(head))
+    return "\n".join(program_line(mw.build(spec, head=head, program=name)) for name in names)
+
+
+def program_line(graph: LayerGraph) -> str:
+    inputs = []
+    for record in graph:
+        if record.op == INPUT:
+            types = [str(kind) for kind in record.outputs]
+            more = f"{types[0]}, {types[1]}, ..." if len(types) > 1 else types[0]
+            inputs.append(f"{record.path.partition('.')[2]} {more}")
+    outputs = []
+    for name, given in graph.arguments(graph.output().path).items():
+        if isinstance(given, list):
+            outputs.append(name)
+        else:
+            outputs.append(f"{name.replace('metrics_', 'metrics.')} {graph.type(given)}")
+    return f"{graph.name}({', '.join(inputs)}) -> {', '.join(outputs)}"
+
+
+def print_parameters(file: Path, example: str, head: str, *prefixes: str) -> str:
+    spec = mw.load(EXAMPLES / f"{example}.yaml")
+    params = mw.build(spec, head=head).params.values()
+    shown = [p for p in params if p.path.startswith(prefixes or ("",))]
+    width = max(len(param.path) for param in shown)
+    return "\n".join(f"{p.path:<{width}}  {list(p.shape)}" for p in shown)
+
+
+def print_error(file: Path) -> str:
+    """The error of the first block that is marked `wrong`."""
+    block = next(block for block in blocks(file) if block.marker == "wrong")
+    try:
+        load_text(block.text)
+    except mw.MultiwayError as error:
+        return error.render()
+    raise AssertionError(f"{block} is not wrong")
+
+
+_EXPRESSIONS = (
+    "7 / 2",
+    "7 // 2",
+    "-7 // 2",
+    "-7 % 4",
+    "round_to(10, 4)",
+    "round_to(14, 4)",
+    "round_up(10, 4)",
+    "floor(8 * 40 / 3)",
+    "max(1, 2, 3)",
+    "1 / sqrt(16)",
+    "log(1 / 0.07)",
+    "64 if 2 < 3 and not 1 > 2 else 32",
+    "0.1 + 0.2",
+)
+
+
+def print_expressions(file: Path) -> str:
+    width = max(map(len, _EXPRESSIONS))
+    values = [expressions.evaluate(expressions.parse(text), {}) for text in _EXPRESSIONS]
+    return "\n".join(
+        f"{text:<{width}}  {value!r}" for text, value in zip(_EXPRESSIONS, values, strict=True)
+    )
+
+
+_TRAPS = ("12", "'12'", "1e-5", "010", "0x10", "1_000", "1:30", ".inf", "no", "true", "True", "~")
+
+
+def print_traps(file: Path) -> str:
+    """What some scalars mean where a number is wanted, and where true or false is."""
+    rows = [("written", "as a number", "as true or false")]
+    for text in _TRAPS:
+        number = _value_of(f"dims: {{x: {text}, ", "dims: {", lambda spec: f"{spec.dims['x']:g}")
+        switch = _value_of(
+            f"tie: {text}}}", "tie: true}", lambda spec: str(spec.head.node["tie"].value).lower()
+        )
+        rows.append((text, number, switch))
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+
+
+def _value_of(written: str, instead_of: str, value: Callable[[Any], str]) -> str:
+    text = (EXAMPLES / "decoder.yaml").read_text()
+    assert instead_of in text
+    try:
+        return value(load_text(text.replace(instead_of, written)).for_head("lm"))
+    except mw.MultiwayError as error:
+        return f"error[{error.problems[0].code}]"
+    except KeyError:
+        return "left out"
+
+
+def print_limits(file: Path) -> str:
+    limits = {
+        "bytes of a file": source.MAX_BYTES,
+        "levels of nesting in YAML": source.MAX_DEPTH,
+        "values, with aliases written out and parents merged": source.MAX_NODES,
+        "characters of an expression": expressions.MAX_LENGTH,
+        "numbers, names and signs of an expression": expressions.MAX_TOKENS,
+        "levels of nesting in an expression": expressions.MAX_NESTING,
+        "specs that extend one another": merge.MAX_CHAIN,
+        "blocks": spec_module.MAX_DEPTH,
+        "any count": int(config.MAX_COUNT),
+        "parameters": parameters.MAX_PARAMETERS,
+    }
+    width = max(map(len, limits))
+    return "\n".join(f"{what:<{width}}  {most:>17,}" for what, most in limits.items())
+
+
+def current(block: Block) -> str:
+    """What a written block should hold."""
+    kind, _, what = block.marker.partition(": ")
+    return key_table(what) if kind == "keys" else printed(what, block.file)
+
+
+def rewrite() -> None:
+    for file in DOCS:
+        text = file.read_text()
+        for block in blocks(file):
+            if block.marker.startswith(("keys:", "printed:")):
+                fence = f"<!-- {block.marker} -->\n```{block.language}\n"
+                text = text.replace(fence + block.text, fence + current(block))
+        file.write_text(text)
+
+
+if __name__ == "__main__":
+    rewrite()
