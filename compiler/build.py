@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
 
@@ -9,7 +10,7 @@ from multiway.compiler.builder import Builder
 from multiway.compiler.graph import OUTPUT, LayerGraph, Param, Record
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.parameters import declare
-from multiway.specs.errors import MultiwayError, nearest, one_of
+from multiway.specs.errors import MultiwayError, Report, nearest, one_of
 from multiway.specs.spec import Spec
 
 
@@ -24,6 +25,28 @@ def head_of(spec: Spec) -> HeadKind:
 def parameters(spec: Spec) -> Mapping[str, Param]:
     """Every parameter of a spec that was chosen for a head, by path. Raises MultiwayError."""
     return declare(spec)
+
+
+def check_init(spec: Spec) -> None:
+    """Raises MultiwayError for an entry of `init` that names no parameter of any head.
+
+    Only entries of the spec's own file are checked: one that is inherited may be for a head that
+    this spec has not.
+    """
+    own = spec.tree["name"].span.file
+    paths = [path for head in spec.heads for path in parameters(spec.for_head(head))]
+    report = Report()
+    for pattern in spec.init:
+        span = spec.tree["init"].key_span(pattern)
+        if span.file == own and not fnmatch.filter(paths, pattern):
+            report.add(
+                "unknown-parameter",
+                f"{pattern!r} matches no parameter",
+                span=span,
+                expected="a path, or a pattern over paths such as blocks.*.ffn.down.weight",
+                nearest=nearest(pattern, paths),
+            )
+    report.raise_if_any()
 
 
 def program_names(spec: Spec) -> tuple[str, ...]:

@@ -132,8 +132,17 @@ class Builder:
     def linear(self, path: str, x: Value, *, part: Config, params: str | None = None) -> Value:
         return self.node(path, "linear", {"x": x}, params=params, part=part)
 
-    def norm(self, path: str, norm: PlainNorm, x: Value, *, params: str | None = None) -> Value:
-        default = self.spec.blocks[0].norm
+    def norm(
+        self,
+        path: str,
+        norm: PlainNorm,
+        x: Value,
+        *,
+        params: str | None = None,
+        default: PlainNorm | None = None,
+    ) -> Value:
+        """default: the norm that kind and eps are inherited from; that of the first block."""
+        default = default or self.spec.blocks[0].norm
         attrs = {"eps": norm_eps(norm, default)}
         op = norm_kind(norm, default)
         return self.node(path, op, {"x": x}, attrs=attrs, params=params, part=norm)
@@ -188,9 +197,12 @@ class Builder:
         first = all(other.modality != segment.modality for other in seq.segments[:index])
         return segment.modality if first else f"{segment.modality}.{segment.name}"
 
-    def routed_norm(self, path: str, norm: Norm, x: Value, seq: Hiddens) -> Value:
+    def routed_norm(
+        self, path: str, norm: Norm, x: Value, seq: Hiddens, default: PlainNorm | None = None
+    ) -> Value:
         def make(label: str, way: str, part: Value) -> Value:
-            return self.norm(join(path, label), norm, part, params=join(path, way))
+            params = join(path, way)
+            return self.norm(join(path, label), norm, part, params=params, default=default)
 
         return self.routed(path, norm.experts, x, seq, make)
 
@@ -403,9 +415,12 @@ class Builder:
         path, attention = f"blocks.{layer}.attention", block.attention
         norm = attention.norm or block.norm
         if split_norms(self.spec, layer):
-            inputs = [self.routed_norm(f"{path}.norm.{s}", norm, streams[s], seq) for s in "qkv"]
+            inputs = [
+                self.routed_norm(f"{path}.norm.{s}", norm, streams[s], seq, block.norm)
+                for s in "qkv"
+            ]
         else:
-            inputs = [self.routed_norm(f"{path}.norm", norm, streams["q"], seq)] * 3
+            inputs = [self.routed_norm(f"{path}.norm", norm, streams["q"], seq, block.norm)] * 3
 
         def project(label: str, way: str, xs: list[Value]) -> list[Value]:
             return [
@@ -421,7 +436,13 @@ class Builder:
         def finish(label: str, way: str, x: Value) -> Value:
             if attention.sub_norm is not None:
                 sub = f"{path}.sub_norm"
-                x = self.norm(join(sub, label), attention.sub_norm, x, params=join(sub, way))
+                x = self.norm(
+                    join(sub, label),
+                    attention.sub_norm,
+                    x,
+                    params=join(sub, way),
+                    default=block.norm,
+                )
             out = f"{path}.output"
             return self.linear(join(out, label), x, part=attention, params=join(out, way))
 
@@ -433,13 +454,12 @@ class Builder:
         qk = attention.qk_norm
         values = []
         for name, x, heads in zip(("query", "key", "value"), projected, counts, strict=True):
-            as_norm = PlainNorm(kind=qk.kind, eps=qk.eps, node=qk.node) if qk else None
-            normed = as_norm is not None and name != "value"
-            if normed and qk is not None and qk.over == "width":
-                x = self.norm(f"{path}.{name}_norm", as_norm, x)  # type: ignore[arg-type]
+            over = qk.over if qk and name != "value" else ""
+            if over == "width":
+                x = self._qk_norm(f"{path}.{name}_norm", block, x)
             x = self.node(f"{path}.{name}_heads", "split_heads", {"x": x}, attrs={"heads": heads})
-            if normed and qk is not None and qk.over == "head":
-                x = self.norm(f"{path}.{name}_norm", as_norm, x)  # type: ignore[arg-type]
+            if over == "head":
+                x = self._qk_norm(f"{path}.{name}_norm", block, x)
             if isinstance(attention.position, Rotary) and name != "value":
                 x = self._rotary(f"{path}.{name}_rotary", block, attention.position, x, seq)
             values.append(x)
@@ -456,6 +476,12 @@ class Builder:
         )
         y = self.node(f"{path}.core", "attention", given, attrs={"causal": causal}, part=attention)
         return self.node(f"{path}.merge", "merge_heads", {"x": y})
+
+    def _qk_norm(self, path: str, block: Block, x: Value) -> Value:
+        qk = block.attention.qk_norm
+        assert qk is not None
+        norm = PlainNorm(kind=qk.kind, eps=qk.eps, node=qk.node)
+        return self.norm(path, norm, x, default=block.norm)
 
     def _rotary(self, path: str, block: Block, rotary: Rotary, x: Value, seq: Hiddens) -> Value:
         head = attention_widths(self.spec, block)[0] // block.attention.heads
@@ -490,7 +516,7 @@ class Builder:
 
     def _ffn(self, path: str, block: Block, x: Value, seq: Hiddens) -> Value:
         ffn = block.ffn
-        x = self.routed_norm(f"{path}.norm", ffn.norm or block.norm, x, seq)
+        x = self.routed_norm(f"{path}.norm", ffn.norm or block.norm, x, seq, block.norm)
 
         def make(label: str, way: str, y: Value) -> Value:
             def part(name: str, x: Value) -> Value:
@@ -508,7 +534,9 @@ class Builder:
                 z = self.node(join(path, "gated", label), "multiply", {"a": z, "b": up})
             if ffn.sub_norm is not None:
                 sub = f"{path}.sub_norm"
-                z = self.norm(join(sub, label), ffn.sub_norm, z, params=join(sub, way))
+                z = self.norm(
+                    join(sub, label), ffn.sub_norm, z, params=join(sub, way), default=block.norm
+                )
             return part("down", z)
 
         return self.routed(path, ffn.experts, x, seq, make)

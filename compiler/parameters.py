@@ -101,11 +101,18 @@ class Declared(dict[str, Param]):
             self.add(f"{path}.bias", (out,), ZEROS, part)
 
     def norm(
-        self, path: str, norm: PlainNorm | None, *, width: int, ways: tuple[str, ...] = ("",)
+        self,
+        path: str,
+        norm: PlainNorm | None,
+        *,
+        width: int,
+        ways: tuple[str, ...] = ("",),
+        default: PlainNorm | None = None,
     ) -> None:
+        """default: the norm whose kind is inherited; outside of blocks that of the first block."""
         if norm is None:
             return
-        default = self.spec.blocks[0].norm
+        default = default or self.spec.blocks[0].norm
         if isinstance(norm, Norm) and norm.experts is not None:
             ways = ways_of(self.spec, norm.experts)
         for way in ways if norm.weight else ():
@@ -122,7 +129,24 @@ def initial_values(initial: Initial, shape: tuple[int, ...]) -> Init:
         for name in ("std", "cut", "bound", "value")
         if (formula := getattr(initial, name)) is not None
     }
+    _check_initial(initial, shape, numbers)
     return Init(kind=initial.kind, **numbers)
+
+
+def _check_initial(initial: Initial, shape: tuple[int, ...], numbers: Mapping[str, float]) -> None:
+    """Raises MultiwayError for numbers that give no distribution."""
+    for name in ("std", "cut", "bound"):
+        if name in numbers and numbers[name] <= 0:
+            message = f"{name} {numbers[name]:g}"
+            raise MultiwayError.one(
+                "too-small", message, span=initial.span(name), expected="more than 0"
+            )
+    if initial.kind == "newest" and len(shape) != 2:
+        raise MultiwayError.one(
+            "unknown-value",
+            "newest is for the weights of a mix, which have streams and sources",
+            span=initial.span("kind"),
+        )
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -234,7 +258,7 @@ def _block(spec: Spec, declared: Declared, layer: int, block: Block) -> None:
     inner, kv = attention_widths(spec, block)
     norm = attention.norm or block.norm
     for stream in "qkv" if split_norms(spec, layer) else [""]:
-        declared.norm(join(path, "norm", stream), norm, width=width)
+        declared.norm(join(path, "norm", stream), norm, width=width, default=block.norm)
     ways = ways_of(spec, attention.experts)
     for name, out in (("query", inner), ("key", kv), ("value", kv)):
         for way in ways:
@@ -246,8 +270,10 @@ def _block(spec: Spec, declared: Declared, layer: int, block: Block) -> None:
         as_norm = PlainNorm(kind=qk.kind, eps=qk.eps, node=qk.node)
         for name, total in (("query_norm", inner), ("key_norm", kv)):
             size = head if qk.over == "head" else total
-            declared.norm(f"{path}.{name}", as_norm, width=size)
-    declared.norm(f"{path}.sub_norm", attention.sub_norm, width=inner, ways=ways)
+            declared.norm(f"{path}.{name}", as_norm, width=size, default=block.norm)
+    declared.norm(
+        f"{path}.sub_norm", attention.sub_norm, width=inner, ways=ways, default=block.norm
+    )
     for way in ways:
         declared.linear(
             join(path, "output", way), out=width, width=inner, bias=attention.bias, part=attention
@@ -257,14 +283,14 @@ def _block(spec: Spec, declared: Declared, layer: int, block: Block) -> None:
 
 def _ffn(spec: Spec, declared: Declared, layer: int, block: Block) -> None:
     path, width, ffn = f"blocks.{layer}.ffn", spec.width, block.ffn
-    declared.norm(f"{path}.norm", ffn.norm or block.norm, width=width)
+    declared.norm(f"{path}.norm", ffn.norm or block.norm, width=width, default=block.norm)
     ways = ways_of(spec, ffn.experts)
     for name in ("up", "gate") if ffn.gate else ("up",):
         for way in ways:
             declared.linear(
                 join(path, name, way), out=ffn.hidden, width=width, bias=ffn.bias, part=ffn
             )
-    declared.norm(f"{path}.sub_norm", ffn.sub_norm, width=ffn.hidden, ways=ways)
+    declared.norm(f"{path}.sub_norm", ffn.sub_norm, width=ffn.hidden, ways=ways, default=block.norm)
     for way in ways:
         declared.linear(
             join(path, "down", way), out=width, width=ffn.hidden, bias=ffn.bias, part=ffn

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from multiway.compiler.build import build as build_graph
+from multiway.compiler.build import check_init
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.heads import kinds
 from multiway.runtime.rename import RenameTable
@@ -33,7 +34,9 @@ def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:
     if isinstance(source, Spec):
         assert not set, "a Spec is final; set values where it is loaded"
         return source
-    return load_spec(source, set=set, resolver=catalogue(), kinds=kinds())
+    spec = load_spec(source, set=set, resolver=catalogue(), kinds=kinds())
+    check_init(spec)
+    return spec
 
 
 def build(

@@ -262,6 +262,7 @@ def beit3_spec(case: Case, head: str) -> dict[str, Any]:
     """The spec of a BEiT-3 case: the zoo's family with the numbers of the case."""
     case.require(**_BEIT3_OFF)
     c, eps = case.config, case.config["layernorm_eps"]
+    decode = case.data["decode"] or {}
     heads: dict[str, Any] = {head: {"dims": None, "output_norm": c["normalize_output"]}}
     classes = case.data["head"].get("num_classes")
     if classes is not None:
@@ -281,6 +282,7 @@ def beit3_spec(case: Case, head: str) -> dict[str, Any]:
             "patch": c["patch_size"],
             "vocab": c["vocab_size"],
             "text_positions": c["max_source_positions"],
+            "mask_id": decode.get("mask_id", c["vocab_size"] - 1),
         },
         "inputs": {"image": {"channels": c["in_chans"]}},
         "block": {"norm": {"eps": eps}, "ffn": {"hidden": c["encoder_ffn_embed_dim"]}},

@@ -13,7 +13,7 @@ from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.parameters import Declared
 from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import Count, key
-from multiway.specs.errors import Report, one_of
+from multiway.specs.errors import Report
 from multiway.specs.language import Activation, PlainNorm
 from multiway.specs.spec import Spec
 
@@ -71,6 +71,20 @@ class Classification(HeadKind):
         if not report.problems:
             for node in self.node["pool"].value:
                 self._check_pick(spec, str(node.value), node.span, report)
+        for name in ("hidden_norm", "activation"):
+            if self.hidden is None and self.node.get(name) is not None:
+                report.add(
+                    "unused-key",
+                    f"{name!r} belongs to a hidden layer, and there is none",
+                    span=self.node.key_span(name),
+                    expected="hidden: a width",
+                )
+        if self.reads and self.passes:
+            report.add(
+                "unused-key",
+                "'reads' says nothing where 'passes' names the inputs",
+                span=self.node.key_span("reads"),
+            )
         if not self.pool:
             report.add("missing-key", "nothing is pooled", span=self.span("pool"))
 
@@ -100,7 +114,7 @@ class Classification(HeadKind):
                 expected=f"{' or '.join(PICKS)} of {' or '.join(names)}",
             )
         elif match[1] == "cls" and not self._has_cls(spec, match[2]):
-            expected = one_of([f"first of {match[2]}", f"mean of {match[2]}"])
+            expected = f"'first of {match[2]}' or 'mean of {match[2]}'"
             report.add("unknown-pool", f"{match[2]!r} has no cls", span=span, expected=expected)
 
     def _has_cls(self, spec: Spec, name: str) -> bool:

@@ -48,7 +48,10 @@ class Contrastive(HeadKind):
             self.known_input(spec, name, self.node["towers"], report)
         if len(set(self.towers)) != 2:
             report.add(
-                "unknown-input", "two different inputs are matched", span=self.span("towers")
+                "unknown-input",
+                f"matches exactly two different inputs, here are {len(self.towers)}",
+                span=self.span("towers"),
+                expected="towers: [image, text]",
             )
         if self.temperature <= 0:
             span = self.span("temperature")

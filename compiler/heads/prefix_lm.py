@@ -42,6 +42,13 @@ class PrefixLM(HeadKind):
         self.known_input(spec, self.prefix, self.node.get("prefix") or self.node, report)
         if self.prefix == text:
             report.add("unknown-input", "prefix and text are one", span=self.span("prefix"))
+        elif self.prefix in spec.inputs and spec.inputs[self.prefix].padding != "none":
+            report.add(
+                "padded-prefix",
+                f"the prefix {self.prefix!r} is padded, and the cache could not tell where it ends",
+                span=spec.inputs[self.prefix].span("padding"),
+                expected="padding: none",
+            )
         if not 0 <= self.label_smoothing < 1:
             report.add(
                 "too-large-value",

@@ -11,7 +11,7 @@ def mean_tokens(x: Any, padding: Any = None, *, skip: int) -> Any:
     if padding is None:
         return x[:, skip:].mean(1)
     kept = (~padding[:, skip:, None]).to(x.dtype)
-    return (x[:, skip:] * kept).sum(1) / kept.sum(1)
+    return (x[:, skip:] * kept).sum(1) / kept.sum(1).clamp(min=1)
 
 
 OP = Op(
