@@ -221,7 +221,7 @@ class Builder:
 
     def length(self, name: str) -> Any:
         """The named length of an input: T for the first text (or vectors), T_name for others."""
-        forms = {each.form(): n for n, each in reversed(self.spec.inputs.items())}
+        forms = {each.form(): n for n, each in reversed(list(self.spec.inputs.items()))}
         first = forms.get("tokens") or forms.get("features")
         return sym("T" if name == first else f"T_{name}")
 

@@ -91,13 +91,26 @@ class Op:
         self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
     ) -> tuple[Type, ...]:
         """Output types for argument types (inputs and parameters). Raises ShapeError."""
-        return infer(self.parsed, arguments, self.letters(attrs), self.derive)[0]
+        given = tuple(
+            (name, value if isinstance(value, Type) else tuple(value))
+            for name, value in arguments.items()
+        )
+        return _types(self.name, given, tuple(self.letters(attrs).items()))
 
     def sizes(
         self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
     ) -> dict[str, Any]:
         """What every letter of the signature stands for."""
         return infer(self.parsed, arguments, self.letters(attrs), self.derive)[1].letters
+
+
+@functools.lru_cache(maxsize=8192)
+def _types(
+    name: str, arguments: tuple[tuple[str, Any], ...], letters: tuple[tuple[str, Any], ...]
+) -> tuple[Type, ...]:
+    """Inferred types; blocks of one layout ask the same again and again."""
+    op = registry()[name]
+    return infer(op.parsed, dict(arguments), dict(letters), op.derive)[0]
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Mapping
 
 from multiway.compiler.graph import Init, Param
@@ -72,6 +73,10 @@ class Declared(dict[str, Param]):
     def __init__(self, spec: Spec) -> None:
         super().__init__()
         self.spec = spec
+        self.patterns = [
+            (re.compile(fnmatch.translate(pattern)), initial)
+            for pattern, initial in reversed(list(spec.init.items()))
+        ]
 
     def add(self, path: str, shape: tuple[int, ...], init: Init, part: Config | None) -> None:
         assert path not in self, f"two parameters at {path}"
@@ -80,11 +85,10 @@ class Declared(dict[str, Param]):
 
     def _chosen(self, path: str, shape: tuple[int, ...]) -> Init | None:
         """The last entry of the spec's `init` that matches, with its numbers worked out."""
-        found = None
-        for pattern, initial in self.spec.init.items():
-            if fnmatch.fnmatchcase(path, pattern):
-                found = initial
-        return initial_values(found, shape) if found else None
+        for pattern, initial in self.patterns:
+            if pattern.match(path):
+                return initial_values(initial, shape)
+        return None
 
     def linear(
         self,

@@ -19,8 +19,9 @@ from rich.rule import Rule
 from rich.syntax import Syntax
 
 import multiway as mw
+from multiway.catalogue import limits
 from multiway.commands.compile import report
-from multiway.commands.show import limits, table
+from multiway.commands.show import table
 from multiway.compiler.costs import costs, default_sizes
 from multiway.compiler.printing import to_text
 from multiway.runtime.generate import greedy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from multiway.specs.config import parse_expression
 from multiway.specs.errors import Report, nearest, one_of
 from multiway.specs.language import (
     Attention,
@@ -19,6 +20,7 @@ from multiway.specs.language import (
 )
 
 if TYPE_CHECKING:
+    from multiway.specs.source import Node
     from multiway.specs.spec import Spec
 
 # What programs call their own inputs; `text_padding` is the padding mask of `text`.
@@ -76,7 +78,7 @@ def _check_modalities(spec: Spec, report: Report) -> None:
                         f"inputs of modality {modality!r} share their embedding, "
                         f"but {key} is {_shown(mine)} here and {_shown(its)} there",
                         span=other.span(key),
-                        notes=(("there", str(first.span(key))),),
+                        notes=(("there", f"at {first.span(key)}"),),
                     )
 
 
@@ -146,7 +148,10 @@ def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
                 f"image size {each.size} is not a multiple of patch size {embed.patch.size}",
                 span=each.span("size"),
                 expected="patches that fill the image",
-                notes=(("patch", f"at {embed.patch.span('size')}"),),
+                notes=(
+                    ("patch", f"at {embed.patch.span('size')}"),
+                    *_bound(spec, each.node.get("size"), embed.patch.node.get("size")),
+                ),
             )
             return
     if embed is not None and isinstance(embed.position, Learned):
@@ -165,17 +170,37 @@ def _check_positions(spec: Spec, name: str, each: Input, position: Learned, repo
     if position.rows is None:
         return
     have, need = position.rows - position.offset, max(tokens or 0, 1)
-    if have < need:
-        source = "context" if each.context is not None else "size"
-        notes = ((source, f"at {each.span(source)}"),) if each.node.get(source) else ()
-        report.add(
-            "too-few-positions",
-            f"{name!r} has up to {need} tokens, but {max(have, 0)} positions",
-            span=position.span("rows"),
-            expected=f"at least {need + position.offset} rows, the offset of {position.offset} "
-            "included",
-            notes=notes,
-        )
+    if have >= need:
+        return
+    offset = f", the offset of {position.offset} included" if position.offset else ""
+    notes = _bound(spec, position.node.get("rows"))
+    if tokens is None or tokens < 1:
+        message = f"{position.rows} rows behind an offset of {position.offset} are no positions"
+    else:
+        message = f"{name!r} has up to {tokens} tokens, but {max(have, 0)} positions"
+        source = each.node.get("context") or each.node.get("size")
+        assert source is not None
+        notes = (("tokens", f"at {source.span}"), *_bound(spec, source), *notes)
+    report.add(
+        "too-few-positions",
+        message,
+        span=position.span("rows"),
+        expected=f"at least {need + position.offset} rows{offset}",
+        notes=notes,
+    )
+
+
+def _bound(spec: Spec, *nodes: Node | None) -> tuple[tuple[str, str], ...]:
+    """A note for each dim that sizes were made from: its value, and where it was bound."""
+    dims = spec.tree["dims"]
+    names: list[str] = []
+    for node in nodes:
+        names += sorted(parse_expression(node).names()) if node is not None else []
+    return tuple(
+        (name, f"{spec.dims[name]:g} at {dims[name].span}")
+        for name in dict.fromkeys(names)
+        if name in spec.dims
+    )
 
 
 # Blocks
@@ -223,7 +248,10 @@ def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
             f"width {width} is not a multiple of {heads} heads",
             span=attention.span("heads"),
             expected="heads that divide the width, or head_width",
-            notes=(("width", f"at {spec.tree['dims']['width'].span}"),),
+            notes=(
+                ("width", f"at {spec.tree['dims']['width'].span}"),
+                *_bound(spec, attention.node["heads"]),
+            ),
         )
         return
     if attention.kv_heads and heads % attention.kv_heads:
@@ -232,7 +260,10 @@ def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
             f"{heads} heads cannot share {attention.kv_heads} key and value heads",
             span=attention.span("kv_heads"),
             expected="a divisor of heads",
-            notes=(("heads", f"at {attention.span('heads')}"),),
+            notes=(
+                ("heads", f"at {attention.span('heads')}"),
+                *_bound(spec, attention.node["heads"], attention.node["kv_heads"]),
+            ),
         )
     if isinstance(attention.position, Rotary):
         _check_rotary(attention.position, attention.head_width or width // heads, report)
@@ -242,22 +273,22 @@ def _check_rotary(rotary: Rotary, head_width: int, report: Report) -> None:
     if not 0 < rotary.fraction <= 1:
         report.add(
             "out-of-range",
-            f"fraction {rotary.fraction:g}",
+            f"fraction is {rotary.fraction:g}",
             span=rotary.span("fraction"),
             expected="more than 0, at most 1",
         )
     elif (channels := int(head_width * rotary.fraction)) < 2 or channels % 2:
-        part = "" if rotary.fraction >= 1 else f"{rotary.fraction:g} of "
+        part = "" if rotary.fraction >= 1 else f"{channels} of "
         report.add(
             "rotary-channels",
-            f"rotary turns {part}{head_width} channels, which is {channels}",
+            f"rotary cannot turn {part}the {head_width} channels of a head",
             span=rotary.span("fraction"),
             expected="an even number of channels, at least 2",
         )
     if rotary.base <= 1:
         report.add(
             "out-of-range",
-            f"base {rotary.base:g}",
+            f"base is {rotary.base:g}",
             span=rotary.span("base"),
             expected="more than 1, 10000 for instance",
         )
@@ -275,7 +306,7 @@ def _check_eps(norm: Any, report: Report) -> None:
     if norm.eps is not None and not 0 <= norm.eps < 1:
         report.add(
             "out-of-range",
-            f"eps {norm.eps:g}",
+            f"eps is {norm.eps:g}",
             span=norm.span("eps"),
             expected="a small number, 1e-5 for instance",
         )

@@ -302,7 +302,7 @@ def _placed(error: ExpressionError, node: Node) -> MultiwayError:
 
 
 def _whole(value: float, node: Node, *, minimum: int) -> int:
-    shown = f"{value:.15g}"
+    shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.15g}"
     if value != int(value):
         raise MultiwayError.one(
             "not-whole",

@@ -168,7 +168,7 @@ def _finite(expr: Expr, value: float) -> float:
 
 
 def _not_finite(expr: Expr) -> ExpressionError:
-    return ExpressionError("not-finite", "this has no finite value", expr.start, expr.length)
+    return ExpressionError("not-finite", "this is not a finite number", expr.start, expr.length)
 
 
 @dataclass(frozen=True)

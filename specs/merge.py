@@ -136,11 +136,25 @@ def _file(name: str, span: Span, where: _Where) -> tuple[Node, _Where]:
             expected="a file in the same folder or below",
         )
     if not found:
-        message = f"there is no file {quote(name)} here"
-        raise MultiwayError.one("unknown-spec", message, span=span)
+        raise MultiwayError.one(
+            "unknown-spec",
+            f"there is no file {quote(name)}",
+            span=span,
+            expected="a file, named from the folder of this spec",
+            nearest=_like_file(where.folder, name),
+        )
     _check_chain(name, span, where, again=path in where.files)
     shown = where.folder / name
     return read_file(shown), where.reached(name, shown.parent, path)
+
+
+def _like_file(folder: Path, name: str) -> str:
+    try:
+        paths = [*(folder / name).parent.glob("*.yaml"), *(folder / name).parent.glob("*.yml")]
+    except (OSError, ValueError):
+        return ""
+    names = {path.name: path.relative_to(folder).as_posix() for path in paths}
+    return names.get(nearest(Path(name).name, names), "")
 
 
 def _check_chain(name: str, span: Span, where: _Where, *, again: bool) -> None:
@@ -168,7 +182,8 @@ def _setting(tree: Node, name: str, value: Any) -> Node:
         message = f"a path of more than {MAX_DEPTH} names"
         raise MultiwayError.one("unknown-set", message, span=span)
     if parts[0] == "dims":
-        _check_dim(tree, parts[1], span)
+        place = span.part(5, len(parts[1])) if "." in name else span
+        _check_dim(tree, parts[1], place)
     leaf = _leaf(written, text, len(name) + 1)
     if "." not in name:
         return _nest(parts, [0, 0], leaf, span)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import typing
 from collections.abc import Iterable
 from itertools import islice
@@ -65,6 +66,7 @@ def _object(cls: type[Config], definitions: dict[str, Any]) -> dict[str, Any]:
         properties[name] = {**_value(annotation, definitions), "description": doc}
     return {
         "type": _types(cls),
+        "x-expected": _forms(cls, properties),
         "description": (cls.__doc__ or "").split("\n")[0],
         "properties": properties,
         "additionalProperties": False,
@@ -75,6 +77,14 @@ def _object(cls: type[Config], definitions: dict[str, Any]) -> dict[str, Any]:
 def _types(cls: type[Config]) -> list[str]:
     short = ["string"] if cls.short else []
     return ["object", *short, *(["boolean"] if cls.switch else []), "null"]
+
+
+def _forms(cls: type[Config], properties: dict[str, Any]) -> str:
+    """What may stand for a mapping, in words."""
+    kinds = properties[cls.short].get("enum", ["a name"]) if cls.short else []
+    forms = ["a mapping", *(str(kind) for kind in kinds if kind is not None)]
+    forms += ["true", "false"] if cls.switch else []
+    return f"{', '.join(forms[:-1])} or {forms[-1]}" if len(forms) > 1 else forms[0]
 
 
 def _short_form(cls: type[Config], properties: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +112,7 @@ def _kinds(kinds: Kinds, definitions: dict[str, Any]) -> dict[str, Any]:
     short = {"if": {"type": "string"}, "then": {"enum": names}}
     return {
         "type": ["object", "string", "null"],
+        "x-expected": "a mapping, or its kind alone",
         "properties": {"kind": {"enum": names}},
         "allOf": [short, *({"if": {"type": "object"}, "then": each} for each in branches)],
     }
@@ -194,6 +205,8 @@ def _problem(tree: Node, error: Any, report: Report) -> None:
             _unknown_value(node, path, [str(v) for v in schema["enum"] if v is not None], report)
         case "type":
             expected = schema.get("x-expected") or _types_in_words(schema)
+            if schema["type"][0] == "string" and not isinstance(node.value, (dict, list)):
+                expected += "; quotes make a text of it"
             message = f"{name} is {node.kind()}"
             report.add("wrong-type", message, span=node.span, expected=expected)
         case "pattern":
@@ -204,9 +217,15 @@ def _problem(tree: Node, error: Any, report: Report) -> None:
                 f"{quote(error.instance)} cannot be a name",
                 span=node.key_span(error.instance) if is_key else node.span,
                 expected=schema.get("x-expected", NAME_RULE),
+                nearest=_as_name(error.instance) if is_key else "",
             )
         case other:
             raise AssertionError(f"no error text for {other}")
+
+
+def _as_name(text: str) -> str:
+    made = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
+    return made if re.match(NAME, made) and len(made) < 40 else ""
 
 
 def _called(path: list[str | int]) -> str:
@@ -234,7 +253,7 @@ def _unknown_value(node: Node, path: list[str | int], known: list[str], report: 
         message,
         span=node.span,
         expected=one_of(known),
-        nearest=nearest(str(node.value), known),
+        nearest=nearest(str(node.value), known) if len(known) > 1 else "",
     )
 
 
@@ -245,6 +264,11 @@ def _types_in_words(schema: dict[str, Any]) -> str:
 
 
 def _unknown_key(extra: str, node: Node, name: str, known: list[str], report: Report) -> None:
+    if extra == "<<":
+        message = "YAML's merge key '<<' is not read"
+        expected = "extends, to build on another spec; like, to build on another head"
+        report.add("unknown-key", message, span=node.key_span(extra), expected=expected)
+        return
     report.add(
         "unknown-key",
         f"{quote(extra)} is not a key of {name}",

@@ -167,24 +167,42 @@ def _forbidden(character: str, before: list[str], file: str, lines: list[str]) -
     )
 
 
+_REMEDIES = {
+    "mapping values are not allowed in this context": 'quotes around a text that holds ": "',
+    "did not find expected ',' or '}'": "a comma, or the } of the mapping",
+    "did not find expected ',' or ']'": "a comma, or the ] of the list",
+    "did not find expected key": "the keys of one mapping in one column",
+    "could not find expected ':'": "a colon and a value behind the key",
+    "found character that cannot start any token": "quotes around a text that begins like this",
+}
+
+
 def _syntax_error(error: yaml.MarkedYAMLError, file: str, lines: list[str]) -> MultiwayError:
     """What YAML's own parser refuses, in its words, at its place."""
     mark = error.problem_mark or error.context_mark
     span = _at(mark, file, lines)
     problem = error.problem or error.context or "cannot be read"
-    notes: tuple[tuple[str, str], ...] = ()
-    if error.context_mark is not None and error.problem:
-        start = _at(error.context_mark, file, lines)
-        notes = ((str(error.context), f"that begins at {start}"),)
-    tab = "spaces in front of a line; YAML does not take tabs there"
-    expected = tab if span.text[span.column - 1 : span.column] == "\t" else ""
-    message = f"not valid YAML: {problem}"
-    return MultiwayError.one("yaml-syntax", message, span=span, expected=expected, notes=notes)
+    expected = _REMEDIES.get(problem, "")
+    if span.text[span.column - 1 : span.column] == "\t":
+        expected = "spaces in front of a line; YAML does not take tabs there"
+    start = _at(error.context_mark, file, lines)
+    notes = (("context", f"{error.context}, which begins at {start}"),)
+    return MultiwayError.one(
+        "yaml-syntax",
+        f"not valid YAML: {problem}",
+        span=span,
+        expected=expected,
+        notes=notes if error.context_mark is not None and start != span else (),
+    )
 
 
 def _at(mark: Any, file: str, lines: list[str]) -> Span:
-    line = min(mark.line, len(lines) - 1) if mark is not None else 0
-    column = min(mark.column if mark is not None else 0, len(lines[line]))
+    """The place of a parser's mark; for the end of the text, where its last line ends."""
+    line, column = (mark.line, mark.column) if mark is not None else (0, 0)
+    if not any(text.strip() for text in lines[line:]):
+        line = max((i for i, text in enumerate(lines) if text.strip()), default=0)
+        column = len(lines[line].rstrip())
+    column = min(column, len(lines[line]))
     return Span(file, line + 1, column + 1, 1, lines[line])
 
 
@@ -239,7 +257,7 @@ class _Composer:
     def compose(self, event: Any, depth: int) -> Node:
         if isinstance(event, yaml.ScalarEvent):
             value = scalar(event.value) if event.implicit[0] else event.value
-            return Node(value, self.span(event), quoted=event.style is not None)
+            return Node(value, self.span(event), quoted=bool(event.style))
         if isinstance(event, yaml.SequenceStartEvent):
             items = [self.node(child, depth + 1) for child in self.until(yaml.SequenceEndEvent)]
             return _collection(items, items, self.span(event))
@@ -259,7 +277,9 @@ class _Composer:
                 )
             value = self.node(next(self.events), depth + 1)
             if start.flow_style:
-                _check_split_call(name, span, value)
+                key = Node(name, span, quoted=bool(event.style))
+                for each in (key, value):
+                    _check_split_call(each)
             if isinstance(value.value, (dict, list)):
                 value = dataclasses.replace(value, span=span)
             values[name], keys[name] = value, span
@@ -294,18 +314,17 @@ def _collection(
     return Node(value, span, keys or {}, size, depth=depth)
 
 
-def _check_split_call(name: str, span: Span, value: Node) -> None:
+def _check_split_call(node: Node) -> None:
     """`{h: max(1, 2)}` is two entries to YAML; say so instead of naming a strange key."""
-    for text, place in ((name, span), (value.value, value.span)):
-        quoted = place is value.span and value.quoted
-        if isinstance(text, str) and not quoted and text.count("(") != text.count(")"):
-            whole = _call_at(place) or text
-            raise MultiwayError.one(
-                "quote-expression",
-                "YAML ends a value at the comma, so this expression needs quotes",
-                span=dataclasses.replace(place, length=len(whole)),
-                expected=f'"{whole}"',
-            )
+    text = node.value
+    if isinstance(text, str) and not node.quoted and text.count("(") != text.count(")"):
+        whole = _call_at(node.span) or text
+        raise MultiwayError.one(
+            "quote-expression",
+            "YAML ends a value at the comma, so this expression needs quotes",
+            span=dataclasses.replace(node.span, length=len(whole)),
+            expected=f'"{whole}"',
+        )
 
 
 def _call_at(span: Span) -> str:

@@ -218,7 +218,7 @@ def _document(
         raise MultiwayError.one(
             "unknown-spec",
             "there is neither a zoo entry nor a file of this name",
-            place=quote(source),
+            place=source if source.isprintable() and len(source) < 100 else quote(source),
             expected="a name that `multiway zoo` lists, a path, or - for standard input",
             nearest=nearest(source, names),
         )
@@ -310,6 +310,7 @@ def _check_head_dims(spec: Spec, report: Report) -> None:
 def _blocks(tree: Node, dims: Mapping[str, float], report: Report) -> tuple[Block, ...]:
     """One Block a layer; layers that no expression tells apart share one object."""
     overrides = tree.get("layers")
+    _check_overrides(overrides, report)
     blocks: list[Block] = []
     for layer in range(int(dims["depth"])):
         names, found = Names({**dims, "layer": layer}), Report()
@@ -330,17 +331,20 @@ def _blocks(tree: Node, dims: Mapping[str, float], report: Report) -> tuple[Bloc
     return tuple(blocks)
 
 
+def _check_overrides(overrides: Node | None, report: Report) -> None:
+    for override in overrides.value if overrides else ():
+        if override.get("where") is None:
+            report.add(
+                "missing-key",
+                "a change of layers needs 'where'",
+                span=override.span,
+                expected="where: a test, e.g. layer >= depth - 3",
+            )
+
+
 def _overridden(node: Node, override: Node, names: Names, report: Report) -> Node:
     where = override.get("where")
-    if where is None:
-        report.add(
-            "missing-key",
-            "a change of layers needs 'where'",
-            span=override.span,
-            expected="where: a test, e.g. layer >= depth - 3",
-        )
-        return node
-    if not Reader(names, report).guarded(Test, where, "where"):
+    if where is None or not Reader(names, report).guarded(Test, where, "where"):
         return node
     change = {name: child for name, child in override.value.items() if name != "where"}
     return merge(node, dataclasses.replace(override, value=change))
@@ -358,7 +362,7 @@ def _dims(node: Node, report: Report) -> dict[str, float]:
         tree, missing = trees[name], reads[name] - set(values)
         if tree is None or missing:
             continue  # said already, of this dim or of one that it reads
-        known = {**dict.fromkeys(node.value, 0.0), **values}
+        known = {n: values.get(n, 0.0) for n in node.value if n != name}
         try:
             values[name] = number_at(tree, node[name], known)
         except MultiwayError as error:
@@ -370,7 +374,7 @@ def _dims(node: Node, report: Report) -> dict[str, float]:
 def _dim_expression(name: str, node: Node, report: Report) -> Expr | None:
     if name in RESERVED or name in FUNCTIONS or name in WORDS:
         message = f"a dim cannot be called {name!r}, which has a meaning of its own"
-        report.add("bad-name", message, span=node.key_span(name))
+        report.add("bad-name", message, span=node.key_span(name), expected="another name")
     try:
         return parse_expression(node[name])
     except MultiwayError as error:

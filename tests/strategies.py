@@ -79,6 +79,8 @@ def specs(draw: Draw, kinds: Sequence[str] = ()) -> Mappings:
         for modality in dict.fromkeys(INPUTS[name][0] for name in inputs)
         if (entry := draw(EMBED[modality]))
     }
+    if "masked" in chosen and "vision" in embed:
+        embed["vision"]["mask_token"] = True
     facts = Facts(
         inputs=inputs,
         embed=embed,
@@ -259,7 +261,7 @@ INITIAL = st.sampled_from(
     ]
 )
 INIT = st.dictionaries(
-    st.sampled_from(["*", "*.weight", "blocks.*", "blocks.0.*.bias", "heads.*"]),
+    st.sampled_from(["*", "*.weight", "blocks.*", "blocks.0.*.weight", "*.query.*"]),
     INITIAL,
     max_size=2,
 )
@@ -360,15 +362,29 @@ def classifications(draw: Draw, facts: Facts) -> Mappings:
         ]
     elif reads != facts.names or draw(st.booleans()):
         found["reads"] = reads
-    more = sometimes(
-        norm=PLAIN_NORM,
-        dense=st.sampled_from(ACTIVATIONS),
-        hidden=st.sampled_from([3, "2 * width"]),
-        hidden_norm=PLAIN_NORM,
-        activation=st.sampled_from(ACTIVATIONS),
-        bias=st.booleans(),
+    hidden = st.builds(
+        merged,
+        st.sampled_from([{"hidden": 3}, {"hidden": "2 * width"}]),
+        sometimes(hidden_norm=PLAIN_NORM, activation=st.sampled_from(ACTIVATIONS)),
     )
-    return merged(found, draw(more), draw(common(facts)))
+    more = sometimes(norm=PLAIN_NORM, dense=st.sampled_from(ACTIVATIONS), bias=st.booleans())
+    return merged(found, draw(hidden | st.just({})), draw(more), draw(common(facts)))
+
+
+@st.composite
+def masked(draw: Draw, facts: Facts) -> Mappings:
+    able = [
+        name
+        for name in facts.names
+        if name not in facts.of_form("image") or facts.embed[INPUTS[name][0]].get("mask_token")
+    ]
+    predict = draw(st.sampled_from(able))
+    reads = draw(subsets(facts.names, least=0))
+    if reads and predict not in reads:
+        reads.append(predict)
+    found = {"kind": "masked", "predict": predict, "classes": draw(st.integers(2, 4))}
+    found |= {"reads": reads} if reads else {}
+    return merged(found, draw(sometimes(bias=st.booleans())), draw(common(facts)))
 
 
 HEADS: dict[str, Callable[[Facts], st.SearchStrategy[Mappings]]] = {
@@ -376,6 +392,7 @@ HEADS: dict[str, Callable[[Facts], st.SearchStrategy[Mappings]]] = {
     "classification": classifications,
     "contrastive": contrastives,
     "features": features,
+    "masked": masked,
     "prefix_lm": prefix_lms,
 }
 

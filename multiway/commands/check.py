@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from multiway.commands.common import JsonOption, SetOption, count_parameters, print_json, read_spec
+from multiway.catalogue import count_parameters
+from multiway.commands.common import JsonOption, SetOption, print_json, read_spec
 from multiway.compiler.build import build, program_names
 from multiway.specs import MultiwayError, Problem
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from multiway import api
-from multiway.compiler.build import parameters
 from multiway.specs import MultiwayError, Spec
 from multiway.specs.source import MAX_BYTES, parse
 
@@ -72,11 +71,6 @@ def parse_settings(settings: list[str] | None) -> dict[str, str]:
             )
         values[name.strip()] = value.strip()
     return values
-
-
-def count_parameters(spec: Spec, head: str) -> int:
-    """Parameters of a spec with one of its heads."""
-    return sum(param.size for param in parameters(spec.for_head(head)).values())
 
 
 def print_json(value: Any) -> None:

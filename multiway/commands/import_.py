@@ -9,6 +9,7 @@ import typer
 
 from multiway import api
 from multiway.commands.common import HeadOption, SetOption, SpecArgument, note, read_spec
+from multiway.specs import MultiwayError
 
 
 def command(
@@ -17,11 +18,11 @@ def command(
     out: Annotated[Path, typer.Option("-o", "--out", help="The .safetensors file to write.")],
     head: HeadOption = None,
     fresh: Annotated[
-        bool,
+        str | None,
         typer.Option(
-            "--fresh-head", help="Give the head initial values, whatever head the file has."
+            metavar="HEAD", help="Give this head initial values, whatever head the file has."
         ),
-    ] = False,
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the initial values of a fresh head.")] = 0,
     family: Annotated[
         str | None,
@@ -32,10 +33,14 @@ def command(
     """Read a released checkpoint and write it under spec paths."""
     from multiway.compiler.compile import compile_spec
 
-    spec = read_spec(source, settings).for_head(head)
+    if fresh is not None and head not in (None, fresh):
+        raise MultiwayError.one(
+            "usage", f"--head {head} and --fresh {fresh} name two heads", place="import"
+        )
+    spec = read_spec(source, settings).for_head(fresh or head)
     api.rename_table(spec, family)  # an unknown family is said before anything is allocated
-    model = compile_spec(spec, fill=fresh, seed=seed)
-    loaded = api.import_weights(model, checkpoint, family=family, fresh_head=fresh)
+    model = compile_spec(spec, fill=fresh is not None, seed=seed)
+    loaded = api.import_weights(model, checkpoint, family=family, fresh_head=fresh is not None)
     api.save(model, out)
     for name in loaded.resized:
         note(f"resized {name} to {model.get_parameter(name).shape[0]} rows")

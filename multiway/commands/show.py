@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from multiway.catalogue import limits
 from multiway.commands.common import (
     HeadOption,
     JsonOption,
@@ -49,14 +50,6 @@ def command(
         )
         return
     typer.echo(table(spec, graph.name, sizes, parts))
-
-
-def limits(spec: Spec) -> dict[str, int]:
-    """The longest sequence of every input, by the name of its length."""
-    found = {}
-    for i, name in enumerate(n for n, e in spec.inputs.items() if e.form() == "tokens"):
-        found["T" if i == 0 else f"T_{name}"] = spec.tokens_of(name) or 0
-    return {name: most for name, most in found.items() if most}
 
 
 def _row(cost: Cost) -> dict[str, float]:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Annotated, Any
 
 import typer
 
 from multiway import api
-from multiway.commands.common import JsonOption, count_parameters, print_json, short_number
-from multiway.specs import MultiwayError, Spec
-from multiway.specs.config import Config
+from multiway.catalogue import describe, difference, find, summary
+from multiway.commands.common import JsonOption, print_json, short_number
+from multiway.specs import MultiwayError
 from multiway.specs.errors import nearest, one_of
-from multiway.zoo import Entry, catalogue
+from multiway.zoo import catalogue
 
 
 def command(
-    pattern: Annotated[str, typer.Argument(help="A glob, or how the names begin.")] = "*",
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[PATTERN] | show NAME | diff A B",
+            help="List entries (a glob, or how names begin), show one, or compare two specs.",
+        ),
+    ] = None,
     head: Annotated[
-        str | None, typer.Option(help="Only models with this head, or head kind.")
+        str | None, typer.Option(help="Only models with this head or head kind; diff: the head.")
     ] = None,
     wiring: Annotated[str | None, typer.Option(help="Only models with this wiring.")] = None,
     routing: Annotated[
@@ -29,7 +36,37 @@ def command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the zoo, filtered by name, head, wiring, routing and size."""
+    """List the zoo, filtered by name, head, wiring, routing and size; show and compare entries."""
+    match words or ["*"]:
+        case ["show", name]:
+            entry = describe(find(name))
+            print_json(entry) if as_json else typer.echo(card(entry))
+        case ["diff", a, b]:
+            first, second = api.load(a), api.load(b)
+            if head is not None:
+                head = second.pick(first.pick(head))
+            found = difference(first, second, head)
+            print_json(found) if as_json else typer.echo(comparison(a, b, found))
+        case [pattern]:
+            rows = listed(pattern, head, wiring, routing, max_params)
+            print_json(rows) if as_json else typer.echo(table(rows) if rows else "no entry fits")
+        case other:
+            raise MultiwayError.one(
+                "usage",
+                f"cannot read {' '.join(other)!r}",
+                place="zoo",
+                expected="zoo [PATTERN], zoo show NAME, or zoo diff A B",
+            )
+
+
+def listed(
+    pattern: str,
+    head: str | None,
+    wiring: str | None,
+    routing: str | None,
+    max_params: str | None,
+) -> list[dict[str, Any]]:
+    """The entries that fit. Raises MultiwayError where no name fits the pattern."""
     zoo = catalogue()
     entries = zoo.matching(pattern)
     if not entries:
@@ -41,18 +78,14 @@ def command(
             nearest=nearest(pattern, zoo.names),
         )
     limit = parse_count(max_params) if max_params else None
-    rows = [
+    return [
         row
-        for row in map(describe, entries)
+        for row in map(summary, entries)
         if (head is None or head in row["heads"] or head in row["heads"].values())
         and (wiring is None or row["wiring"] == wiring)
         and (routing is None or routing in (row["routing"] or ["none"]))
         and (limit is None or min(row["parameters"].values()) <= limit)
     ]
-    if as_json:
-        print_json(rows)
-    else:
-        typer.echo(table(rows) if rows else "no entry fits")
 
 
 def parse_count(text: str) -> float:
@@ -66,40 +99,18 @@ def parse_count(text: str) -> float:
     return float(match[1]) * factor
 
 
-def describe(entry: Entry) -> dict[str, Any]:
-    """An entry as plain data. `parameters` are counted for each head."""
-    spec = api.load(entry.name)
-    return {
-        "name": entry.name,
-        "family": entry.family,
-        "parameters": {head: count_parameters(spec, head) for head in spec.heads},
-        "heads": {name: getattr(head, "kind", "") for name, head in spec.heads.items()},
-        "wiring": spec.wiring.use,
-        "routing": routes(spec),
-        **entry.card,
-        "cite": spec.tree["cite"].plain() if spec.tree.get("cite") else [],
-    }
-
-
-def routes(spec: Spec) -> list[str]:
-    """The routings that any part of any block uses."""
-    found: set[str] = set()
-
-    def walk(value: object) -> None:
-        if isinstance(value, Config):
-            for name, child in vars(value).items():
-                if name == "experts" and child is not None:
-                    found.add(child.route)
-                walk(child)
-
-    for block in dict.fromkeys(spec.blocks):
-        walk(block)
-    return sorted(found)
+def columns(rows: list[tuple[str, ...]]) -> str:
+    """Rows as aligned text."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Entries as aligned text; the heads of an entry may differ in size."""
-    cells = [("name", "parameters", "wiring", "routing", "heads")]
+    """Entries, one a line; the heads of an entry may differ in size."""
+    cells: list[tuple[str, ...]] = [("name", "parameters", "wiring", "routing", "heads")]
     for row in rows:
         counts = row["parameters"].values()
         low, high = (short_number(n, giga="B") for n in (min(counts), max(counts)))
@@ -112,9 +123,63 @@ def table(rows: list[dict[str, Any]]) -> str:
                 ", ".join(row["heads"]),
             )
         )
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
+    return columns(cells)
+
+
+def card(entry: dict[str, Any]) -> str:
+    """An entry for reading."""
+    lines = [entry["name"] + (f": {entry['doc']}" if entry["doc"] else "")]
+    for name in ("family", "paper", "cite", "licence", "code", "wiring", "routing", "dims"):
+        value = entry.get(name)
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {number}" for key, number in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        lines.append(f"  {name + ':':<9} {value}")
+    lines.append(f"  weights:  {_weights(entry['weights'])}")
+    rows: list[tuple[str, ...]] = [
+        ("  head", "kind", "parameters", "active", "wiring", "FLOPs", "of")
     ]
-    return "\n".join(lines)
+    for name, head in entry["heads"].items():
+        unit = "token" if "flops_per_token" in head else "example"
+        sizes = ", ".join(f"{k}={v}" for k, v in sorted(head["sizes"].items()))
+        rows.append(
+            (
+                f"  {name}",
+                head["kind"],
+                f"{head['parameters']:,}",
+                f"{head['active_parameters']:,}",
+                f"{head['wiring_share']:.2%}",
+                short_number(head[f"flops_per_{unit}"]),
+                f"one {unit} ({sizes})",
+            )
+        )
+    return "\n".join([*lines, "", columns(rows)])
+
+
+def _weights(weights: dict[str, Any] | None) -> str:
+    if weights is None:
+        return "none released"
+    files = ", ".join(f"{head}: {name}" for head, name in weights["files"].items())
+    return f"{weights['location']}; {weights['format']}\n            {files}"
+
+
+def comparison(a: str, b: str, found: dict[str, Any]) -> str:
+    """What differs between two specs, for reading."""
+    rows: list[tuple[str, ...]] = [("spec", a, b)]
+    rows += [(p, _value(x), _value(y)) for p, (x, y) in found["spec"].items()]
+    text = columns(rows) if len(rows) > 1 else "the specs are the same"
+    if found["head"] is None:
+        return text + "\n\nno head in common"
+    rows = [(f"head {found['head']}", a, b)]
+    rows += [(name, str(x), str(y)) for name, (x, y) in found["structure"].items()]
+    rows += [(name, _value(x), _value(y)) for name, (x, y) in found["costs"].items()]
+    return text + "\n\n" + columns(rows)
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else json.dumps(value).strip('"')

@@ -1,0 +1,161 @@
+"""What is worth knowing of a model before running it, as plain data: cards and comparisons."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+from multiway import api
+from multiway.compiler.build import build, parameters
+from multiway.compiler.costs import Cost, costs, default_sizes, total
+from multiway.compiler.graph import LayerGraph
+from multiway.specs import MultiwayError, Spec
+from multiway.specs.config import Config
+from multiway.specs.errors import nearest, one_of
+from multiway.zoo import Entry, catalogue
+
+TEXT_TOKENS = 32  # of a text beside an image; a text alone is taken at its longest
+
+
+def count_parameters(spec: Spec, head: str) -> int:
+    """Parameters of a spec with one of its heads."""
+    return sum(param.size for param in parameters(spec.for_head(head)).values())
+
+
+def routes(spec: Spec) -> list[str]:
+    """The routings that any part of any block uses."""
+    found: set[str] = set()
+
+    def walk(value: object) -> None:
+        if isinstance(value, Config):
+            for name, child in vars(value).items():
+                if name == "experts" and child is not None:
+                    found.add(child.route)
+                walk(child)
+
+    for block in dict.fromkeys(spec.blocks):
+        walk(block)
+    return sorted(found)
+
+
+def summary(entry: Entry) -> dict[str, Any]:
+    """An entry in a few facts. `parameters` are counted for each head."""
+    spec = api.load(entry.name)
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        "parameters": {head: count_parameters(spec, head) for head in spec.heads},
+        "heads": {name: getattr(head, "kind", "") for name, head in spec.heads.items()},
+        "wiring": spec.wiring.use,
+        "routing": routes(spec),
+        "paper": entry.card.get("paper"),
+    }
+
+
+def limits(spec: Spec) -> dict[str, int]:
+    """The longest sequence of every text, by the name of its length."""
+    found = {}
+    for i, name in enumerate(n for n, e in spec.inputs.items() if e.form() == "tokens"):
+        found["T" if i == 0 else f"T_{name}"] = spec.tokens_of(name) or 0
+    return {name: most for name, most in found.items() if most}
+
+
+def head_costs(spec: Spec, head: str) -> dict[str, Any]:
+    """Parameters and FLOPs of one head's main program for one example."""
+    spec = spec.for_head(head)
+    graph = build(spec)
+    has_image = any(each.form() == "image" for each in spec.inputs.values())
+    length = TEXT_TOKENS if has_image else None
+    sizes = default_sizes(graph, limits(spec), batch=1, length=length)
+    parts = costs(graph, sizes)
+    whole = total(parts)
+    tokens = sizes.get("T", 1)
+    unit = "example" if has_image else "token"
+    return {
+        "parameters": whole.parameters,
+        "active_parameters": whole.active,
+        "wiring_share": round(parts.get("mix", Cost()).parameters / whole.parameters, 6),
+        f"flops_per_{unit}": whole.flops if has_image else whole.flops / tokens,
+        "sizes": sizes,
+    }
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """Everything about an entry: its card, its heads with their costs, its weights."""
+    spec, card = api.load(entry.name), dict(entry.card)
+    weights = dict(card.pop("weights", {}))
+    files = weights.pop("files", {}).get(entry.name)
+    return {
+        "name": entry.name,
+        "doc": str(spec.tree["doc"].value) if spec.tree.get("doc") else "",
+        **card,
+        "cite": spec.tree["cite"].plain() if spec.tree.get("cite") else [],
+        "dims": {name: _number(value) for name, value in spec.dims.items()},
+        "wiring": spec.wiring.use,
+        "routing": routes(spec),
+        "weights": {**weights, "files": files} if files else None,
+        "heads": {
+            name: {"kind": getattr(head, "kind", ""), **head_costs(spec, name)}
+            for name, head in spec.heads.items()
+        },
+    }
+
+
+def _number(value: float) -> float:
+    return int(value) if value == int(value) else value
+
+
+def difference(first: Spec, second: Spec, head: str | None) -> dict[str, Any]:
+    """What differs between two specs: values, structure of a head's program, costs.
+
+    head: one that both have; default: the first such head.
+    """
+    shared = [name for name in first.heads if name in second.heads]
+    chosen = head or (shared[0] if shared else None)
+    result: dict[str, Any] = {"spec": spec_difference(first, second), "head": chosen}
+    if chosen is None:
+        return result
+    graphs = [build(spec.for_head(chosen)) for spec in (first, second)]
+    result["structure"] = structure_difference(*graphs)
+    a, b = (head_costs(spec, chosen) for spec in (first, second))
+    result["costs"] = {name: [a.get(name), b.get(name)] for name in {**a, **b} if name != "sizes"}
+    return result
+
+
+def spec_difference(first: Spec, second: Spec) -> dict[str, list[Any]]:
+    """Path to its two values, None where a spec has none, for every value that differs."""
+    a, b = (dict(_flat(spec.tree.plain())) for spec in (first, second))
+    for plain in (a, b):
+        plain.pop("extends", None)
+    paths = [*a, *(path for path in b if path not in a)]
+    return {path: [a.get(path), b.get(path)] for path in paths if a.get(path) != b.get(path)}
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, child in value.items():
+            yield from _flat(child, f"{path}.{name}" if path else name)
+    else:
+        yield path, value
+
+
+def structure_difference(first: LayerGraph, second: LayerGraph) -> dict[str, list[int]]:
+    """Nodes in all, and the number of every op, where it differs."""
+    a, b = (Counter(record.op for record in graph) for graph in (first, second))
+    counts = {op: [a[op], b[op]] for op in sorted({*a, *b}) if a[op] != b[op]}
+    return {"nodes": [len(first), len(second)], **counts}
+
+
+def find(name: str) -> Entry:
+    """The entry of a name. Raises MultiwayError."""
+    zoo = catalogue()
+    if name not in zoo.entries:
+        raise MultiwayError.one(
+            "unknown-spec",
+            f"{name!r} is not in the zoo",
+            place="zoo",
+            expected=one_of(zoo.names),
+            nearest=nearest(name, zoo.names),
+        )
+    return zoo.entries[name]
