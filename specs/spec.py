@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
@@ -70,6 +69,7 @@ class Spec:
     kinds: Kinds = field(repr=False)
     origin: str = ""  # the zoo entry that it is, or extends
     head_name: str = ""
+    made: dict[str, Spec] = field(default_factory=dict, init=False, repr=False)  # by for_head
 
     @property
     def depth(self) -> int:
@@ -93,7 +93,10 @@ class Spec:
 
         Raises MultiwayError when there is no such head, or when several could be meant.
         """
-        return self._for_head(self.pick(name))
+        name = self.pick(name)
+        if name not in self.made:
+            self.made[name] = self._for_head(name)
+        return self.made[name]
 
     def pick(self, name: str | None) -> str:
         """The name of the head that is meant."""
@@ -110,7 +113,6 @@ class Spec:
             )
         return name
 
-    @functools.cache  # noqa: B019 - specs are few and live as long as the program
     def _for_head(self, name: str) -> Spec:
         head = self.heads[name]
         if not head.dims and head.output_norm:

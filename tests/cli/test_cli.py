@@ -186,6 +186,21 @@ def test_zoo_filters(run: Any) -> None:
     assert run("zoo", "--max-params", "many").code == 2
 
 
+def test_zoo_show_tells_all_and_diff_what_differs(run: Any, small: Path) -> None:
+    found = json.loads(run("zoo", "show", "beit3-base", "--json").out)
+    assert found["weights"]["files"]["vqa"] == "beit3_base_patch16_480_vqa.pth"
+    assert found["heads"]["imageclassification"]["active_parameters"] == 86_661_352
+    assert "Caiyun-AI/MUDDPythia-2.8B" in run("zoo", "show", "mudd-pythia-2.8b").out
+    differs = json.loads(run("zoo", "diff", "pythia-1.4b", "mudd-pythia-1.4b", "--json").out)
+    assert differs["spec"]["dims.vocab"] == [50304, 50432]
+    assert differs["costs"]["parameters"] == [1_414_647_808, 1_419_950_149]
+    assert differs["structure"]["mix"] == [0, 24]
+    assert "the specs are the same" in run("zoo", "diff", small, small).out
+    for arguments in (("show", "bert"), ("diff", "beit3-base"), ("diff", "beit3-base", "bert")):
+        assert run("zoo", *arguments).code == 2
+    assert run("zoo", "diff", "beit3-base", "beit3-mudd", "--head", "nope").code == 2
+
+
 # compile
 
 
@@ -288,6 +303,117 @@ def test_run_names_what_is_wrong(run: Any, photo: Path, small: Path, tmp_path: P
         found = run(*arguments)
         assert found.code == 2, arguments
         assert text in found.err
+
+
+# predict, generate, export
+
+
+def test_predict_reads_and_writes_jsonl(run: Any, photo: Path, tmp_path: Path) -> None:
+    rows = [{"image": photo.name, "text": "one"}, {"image": [photo.name], "text": "two"}]
+    given = photo.parent / "given.jsonl"
+    given.write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    out = tmp_path / "out.jsonl"
+    found = run("predict", "beit3-test", "--head", "vqa", "--input", given, "-o", out, "--top", 2)
+    assert found.code == 0, found.err
+    assert "predicted 2 of 2" in found.err
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [line["index"] for line in lines] == [0, 1]
+    assert all(line["random_weights"] and len(line["classes"]) == 2 for line in lines)
+    single = run("predict", "beit3-test", "--head", "vqa", "--image", photo, "--text", "one")
+    assert json.loads(single.out)["classes"][:2] == lines[0]["classes"]
+
+
+def test_a_bad_line_is_named_and_nothing_is_written(run: Any, photo: Path, tmp_path: Path) -> None:
+    good = json.dumps({"image": photo.name, "text": "one"})
+    for bad, text in (
+        ("{", "not JSON"),
+        ('{"picture": 1}', "not an example"),
+        ('{"image": 3}', "not an example"),
+        ('{"image": "no.png", "text": "x"}', "there is no such file"),
+        ('{"text": "x"}', "the head reads 'image'"),
+    ):
+        given = photo.parent / "bad.jsonl"
+        given.write_text(f"{good}\n{bad}\n")
+        out = tmp_path / "out.jsonl"
+        found = run("predict", "beit3-test", "--head", "vqa", "--input", given, "-o", out)
+        assert found.code == 2
+        assert text in found.err
+        assert f"{given}:2" in found.err
+        assert not out.exists()
+
+
+def test_predict_embeds(run: Any, photo: Path, tmp_path: Path) -> None:
+    given = photo.parent / "pairs.jsonl"
+    rows = [{"image": photo.name, "text": text} for text in ("one", "two", "three")]
+    given.write_text("\n".join(map(json.dumps, rows)))
+    out = tmp_path / "embeddings.safetensors"
+    found = run("predict", "beit3-test", "--head", "retrieval", "--input", given, "--embed", out)
+    assert found.code == 0, found.err
+    tensors = load_file(out)
+    assert {name: tuple(t.shape) for name, t in tensors.items()} == {
+        "image": (3, 48),
+        "text": (3, 48),
+    }
+    assert torch.equal(tensors["image"][0], tensors["image"][2])
+    wrong = run(
+        "predict", "beit3-test", "--head", "vqa", "--input", given, "--embed", tmp_path / "x"
+    )
+    assert wrong.code == 2
+    assert not (tmp_path / "x").exists()
+
+
+def test_generate_from_text_and_from_ids(run: Any) -> None:
+    text = run("generate", "pythia-test", "--prompt", "ab", "--tokens", 5, "--json")
+    ids = run("generate", "pythia-test", "--ids", "97,98", "--tokens", 5, "--json")
+    assert json.loads(text.out)["ids"] == json.loads(ids.out)["ids"]
+    assert json.loads(text.out)["prompt_ids"] == [97, 98]
+    assert "the weights are random" in text.err
+    plain = run("generate", "pythia-test", "--ids", "97 98", "--tokens", 5).out.split()
+    assert list(map(int, plain)) == json.loads(ids.out)["ids"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["pythia-test"], "there is nothing to continue"),
+        (["pythia-test", "--ids", "1,x"], "are not ids"),
+        (["pythia-test", "--ids", "256"], "outside the vocabulary"),
+        (["pythia-test", "--prompt", ""], "the text is empty"),
+        (["pythia-test", "--prompt", "x" * 65], "there are positions for 64"),
+        (["pythia-test", "--prompt", "x", "--tokenizer", "t.txt"], "there is no such file"),
+        (["beit3-test", "--head", "vqa", "--prompt", "x"], "does not continue texts"),
+    ],
+)
+def test_generate_names_what_is_wrong(run: Any, arguments: list[str], text: str) -> None:
+    found = run("generate", *arguments)
+    assert found.code == 2
+    assert text in found.err
+
+
+def test_export_is_the_inverse_of_import(run: Any, tmp_path: Path) -> None:
+    model = mw.compile("beit3-test", head="nlvr2", seed=8)
+    mw.save(model, tmp_path / "ours.safetensors")
+    theirs, again = tmp_path / "theirs.pth", tmp_path / "again.safetensors"
+    head = ("beit3-test", "--head", "nlvr2")
+    assert run("export", tmp_path / "ours.safetensors", *head, "-o", theirs).code == 0
+    assert "head.dense1.weight" in torch.load(theirs, weights_only=True)["model"]
+    assert run("import", theirs, *head, "-o", again).code == 0
+    ours, back = load_file(tmp_path / "ours.safetensors"), load_file(again)
+    assert ours.keys() == back.keys()
+    assert all(torch.equal(ours[name], back[name]) for name in ours)
+
+
+def test_import_with_a_fresh_head_says_what_is_fresh(run: Any, tmp_path: Path) -> None:
+    mw.export_weights(mw.compile("beit3-test", head="retrieval"), tmp_path / "a.pth")
+    out = tmp_path / "out.safetensors"
+    source = ("import", tmp_path / "a.pth", "beit3-test", "-o", out)
+    assert run(*source, "--head", "vqa").code == 2
+    assert not out.exists()
+    found = run(*source, "--fresh", "vqa", "--set", "vqa_image=64")
+    assert found.code == 0, found.err
+    assert "initial values for heads.vqa.classes.weight" in found.err
+    assert "resized embed.vision.position.weight to 67 rows" in found.err
+    assert run(*source, "--fresh", "vqa", "--head", "nlvr2").code == 2
 
 
 # The command itself

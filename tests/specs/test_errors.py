@@ -1,7 +1,7 @@
 """Every error is worded for a person who has to act on it; the words are compared literally.
 
-A case is bad/CODE.yaml, or bad/CODE-MORE.yaml, with its text in the .txt of the same name beside it.
-Options of the command line stand in a first line `# --set NAME=VALUE`.
+A case is bad/CODE.yaml, or bad/CODE-MORE.yaml, with its text in the .txt of the same name. Options
+of the command line stand in a first line `# --set NAME=VALUE`.
 
 `python tests/specs/test_errors.py` writes the texts again: read what has changed.
 """
