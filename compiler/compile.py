@@ -95,25 +95,45 @@ def _check_memory(declared: Mapping[str, Param], device: torch.device, dtype: to
 
 def expected_inputs(spec: Spec, graph: LayerGraph) -> list[Expected]:
     """What a program takes, for the check of a user's inputs."""
-    return [_expected(spec, record) for record in graph if record.op == INPUT]
+    return [_expected(spec, graph, record) for record in graph if record.op == INPUT]
 
 
-def _expected(spec: Spec, record: object) -> Expected:
-    name = record.path.split(".", 1)[1]  # type: ignore[attr-defined]
-    types = record.outputs  # type: ignore[attr-defined]
+def _expected(spec: Spec, graph: LayerGraph, record: Record) -> Expected:
+    name, types = record.path.split(".", 1)[1], record.outputs
     shapes = tuple(_shape(kind) for kind in types)
+    dtypes = tuple(str(kind.dtype) for kind in types if isinstance(kind, Tensor))
     if len(types) > 1:
-        return Expected(name=name, shape=(), dtype="float", many=len(types), shapes=shapes)
+        many = {"many": len(types), "shapes": shapes, "dtypes": dtypes, "slots": _slots(graph)}
+        return Expected(name=name, shape=(), dtype="float", **many)  # type: ignore[arg-type]
+    if name == "labels" and dtypes == ("int",):
+        classes = _classes(graph, Value(record.path))
+        return Expected(
+            name=name, shape=shapes[0], dtype="int", below=classes, ignored=IGNORED
+        )
     base = name if name in spec.inputs else name.rpartition("_")[0]
-    source = spec.inputs.get(base) if types[0].dtype == "int" else None
-    tokens = spec.tokens_of(base) if source is not None else None
+    source = spec.inputs.get(base) if dtypes != ("bool",) else None
     return Expected(
         name=name,
         shape=shapes[0],
-        dtype=types[0].dtype,
+        dtype=dtypes[0],
         below=source.vocab if source is not None else None,
-        longest=tokens if source is not None and source.form() == "tokens" else None,
+        longest=spec.tokens_of(base) if source is not None and source.form() != "image" else None,
     )
+
+
+def _slots(graph: LayerGraph) -> Callable[[Mapping[str, int]], int]:
+    """How many slots of a cache the tokens of a program take, for sizes by name."""
+    tokens = graph.shape(Value("cache.slots"))[1]
+    return lambda sizes: number(tokens, sizes)
+
+
+def _classes(graph: LayerGraph, labels: Value) -> int | None:
+    """How many classes labels number, from the loss that reads them."""
+    for path, _ in graph.readers(labels):
+        if graph.record(path).op == "cross_entropy":
+            classes = graph.shape(graph.sources(path)["logits"])[-1]
+            return classes if isinstance(classes, int) else None
+    return None
 
 
 def _shape(kind: Tensor) -> tuple[int | str, ...]:

@@ -19,9 +19,12 @@ class Expected:
     shape: tuple[int | str, ...]
     dtype: str  # float, int, bool
     below: int | None = None  # ids must be smaller
+    ignored: int | None = None  # but this one may stand for none
     longest: int | None = None  # limit of the second axis
     many: int = 0  # a list of this many tensors, of these shapes
     shapes: tuple[tuple[int | str, ...], ...] = ()
+    dtypes: tuple[str, ...] = ()
+    slots: Callable[[Mapping[str, int]], int] | None = None  # of a cache that a program fills
 
 
 _GOOD: dict[str, Callable[[torch.Tensor], bool]] = {
@@ -58,9 +61,11 @@ def check_inputs(
             if not _optional(each):
                 report.add("missing-input", f"{program!r} needs {each.name!r}", place="input")
         elif each.many:
-            found[each.name] = _check_list(each, value, report)
+            found[each.name] = _check_list(each, value, sizes, report)
         else:
             found[each.name] = _check(each, value, sizes, report)
+    report.raise_if_any()
+    _check_slots(expected, found, {name: size for name, (size, _) in sizes.items()}, report)
     report.raise_if_any()
     device = next(v.device for v in found.values() if isinstance(v, torch.Tensor))
     for each in expected:
@@ -74,10 +79,38 @@ def _optional(each: Expected) -> bool:
     return each.name.endswith(("_padding", "_masked"))
 
 
-def _check_list(each: Expected, value: Any, report: Report) -> Any:
+def _check_list(
+    each: Expected, value: Any, sizes: dict[str, tuple[int, str]], report: Report
+) -> Any:
     if not isinstance(value, (list, tuple)) or len(value) != each.many:
         report.add("wrong-input", f"{each.name!r} is a list of {each.many} tensors", place="input")
+        return value
+    for i, (shape, dtype) in enumerate(zip(each.shapes, each.dtypes, strict=True)):
+        one = Expected(name=f"{each.name}[{i}]", shape=shape, dtype=dtype)
+        _check(one, value[i], sizes, report)
     return value
+
+
+def _check_slots(
+    expected: Sequence[Expected],
+    found: Mapping[str, Any],
+    sizes: Mapping[str, int],
+    report: Report,
+) -> None:
+    """Whether a cache has a slot for every token that the program writes."""
+    cache = next((each for each in expected if each.slots is not None), None)
+    if cache is None or cache.slots is None:
+        return
+    needed = cache.slots(sizes)
+    positions = found.get("positions")
+    if positions is not None and positions.device.type == "cpu" and positions.numel():
+        needed = max(needed, int((found[cache.name][0][:, None] + positions).max()) + 1)
+    if needed > sizes["S"]:
+        report.add(
+            "too-long",
+            f"{cache.name!r} has {sizes['S']} slots, and the tokens need {needed}",
+            place="input",
+        )
 
 
 def _check(each: Expected, value: Any, sizes: dict[str, tuple[int, str]], report: Report) -> Any:
@@ -120,11 +153,15 @@ def _check_range(each: Expected, value: torch.Tensor, report: Report) -> None:
     # Looking at ids would make an accelerator wait; there the look-up itself complains.
     if each.below is None or value.device.type != "cpu" or not value.numel():
         return
-    low, high = int(value.min()), int(value.max())
+    ids = value if each.ignored is None else value[value != each.ignored]
+    if not ids.numel():
+        return
+    low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= each.below:
         bad = low if low < 0 else high
+        what = "vocabulary ends" if each.ignored is None else "classes end"
         report.add(
             "out-of-vocabulary",
-            f"{each.name!r} holds the id {bad}; the vocabulary ends at {each.below - 1}",
+            f"{each.name!r} holds the id {bad}; the {what} at {each.below - 1}",
             place="input",
         )
