@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from multiway.compiler.build import build, parameters, program_names
-from multiway.compiler.graph import INPUT, LayerGraph, Param
+from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value
 from multiway.compiler.lower import empty_parameters, lower
-from multiway.compiler.types import Sym, Tensor
+from multiway.compiler.ops.cross_entropy import IGNORED
+from multiway.compiler.types import Sym, Tensor, Type, number
 from multiway.compiler.verify import verify
 from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
@@ -103,21 +105,27 @@ def _expected(spec: Spec, graph: LayerGraph, record: Record) -> Expected:
     shapes = tuple(_shape(kind) for kind in types)
     dtypes = tuple(str(kind.dtype) for kind in types if isinstance(kind, Tensor))
     if len(types) > 1:
-        many = {"many": len(types), "shapes": shapes, "dtypes": dtypes, "slots": _slots(graph)}
-        return Expected(name=name, shape=(), dtype="float", **many)  # type: ignore[arg-type]
-    if name == "labels" and dtypes == ("int",):
-        classes = _classes(graph, Value(record.path))
         return Expected(
-            name=name, shape=shapes[0], dtype="int", below=classes, ignored=IGNORED
+            name=name,
+            shape=(),
+            dtype="float",
+            many=len(types),
+            shapes=shapes,
+            dtypes=dtypes,
+            slots=_slots(graph),
         )
+    one = functools.partial(Expected, name=name, shape=shapes[0], dtype=dtypes[0])
+    if name == "labels":
+        return one(below=_classes(graph, record), ends="classes end", ignored=IGNORED)
+    if name == "positions":
+        text = next(r.path.split(".", 1)[1] for r in graph.inputs())
+        return one(below=spec.tokens_of(text), ends="positions end")
     base = name if name in spec.inputs else name.rpartition("_")[0]
-    source = spec.inputs.get(base) if dtypes != ("bool",) else None
-    return Expected(
-        name=name,
-        shape=shapes[0],
-        dtype=dtypes[0],
-        below=source.vocab if source is not None else None,
-        longest=spec.tokens_of(base) if source is not None and source.form() != "image" else None,
+    if base not in spec.inputs or dtypes == ("bool",):
+        return one()
+    source = spec.inputs[base]
+    return one(
+        below=source.vocab, longest=spec.tokens_of(base) if source.form() != "image" else None
     )
 
 
@@ -127,14 +135,15 @@ def _slots(graph: LayerGraph) -> Callable[[Mapping[str, int]], int]:
     return lambda sizes: number(tokens, sizes)
 
 
-def _classes(graph: LayerGraph, labels: Value) -> int | None:
+def _classes(graph: LayerGraph, labels: Record) -> int | None:
     """How many classes labels number, from the loss that reads them."""
-    for path, _ in graph.readers(labels):
+    for path, _ in graph.readers(Value(labels.path)):
         if graph.record(path).op == "cross_entropy":
             classes = graph.shape(graph.sources(path)["logits"])[-1]
             return classes if isinstance(classes, int) else None
     return None
 
 
-def _shape(kind: Tensor) -> tuple[int | str, ...]:
+def _shape(kind: Type) -> tuple[int | str, ...]:
+    assert isinstance(kind, Tensor)
     return tuple(str(d) if isinstance(d, Sym) else d for d in kind.shape)

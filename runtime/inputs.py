@@ -18,7 +18,8 @@ class Expected:
     name: str
     shape: tuple[int | str, ...]
     dtype: str  # float, int, bool
-    below: int | None = None  # ids must be smaller
+    below: int | None = None  # numbers in it must be smaller
+    ends: str = "vocabulary ends"  # what it is that ends there
     ignored: int | None = None  # but this one may stand for none
     longest: int | None = None  # limit of the second axis
     many: int = 0  # a list of this many tensors, of these shapes
@@ -159,9 +160,8 @@ def _check_range(each: Expected, value: torch.Tensor, report: Report) -> None:
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= each.below:
         bad = low if low < 0 else high
-        what = "vocabulary ends" if each.ignored is None else "classes end"
         report.add(
             "out-of-vocabulary",
-            f"{each.name!r} holds the id {bad}; the {what} at {each.below - 1}",
+            f"{each.name!r} holds the id {bad}; the {each.ends} at {each.below - 1}",
             place="input",
         )

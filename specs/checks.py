@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from multiway.specs.source import Node
     from multiway.specs.spec import Spec
 
+MAX_INPUTS = 16  # a head may have a program for every subset of them
+
 # What programs call their own inputs; `text_padding` is the padding mask of `text`.
 _TAKEN = ("labels", "cache", "positions")
 _ENDINGS = ("_padding", "_masked", "_positions")
@@ -31,6 +33,9 @@ _ENDINGS = ("_padding", "_masked", "_positions")
 def check(spec: Spec, report: Report) -> None:
     """Adds every problem of the spec, as its head has it, to the report."""
     before = len(report.problems)
+    if len(spec.inputs) > MAX_INPUTS:
+        message, expected = f"these are {len(spec.inputs)} inputs", f"at most {MAX_INPUTS}"
+        report.add("absurd-size", message, span=spec.tree["inputs"].span, expected=expected)
     for name in spec.inputs:
         _check_input_name(spec, name, report)
     _check_modalities(spec, report)

@@ -55,6 +55,12 @@ class Case:
             if key in self.config and self.config[key] != value:
                 raise Unsupported(key)
 
+    def know(self, keys: str) -> None:
+        """Raises Unsupported for a configuration key that nobody has looked at."""
+        for key in self.config:
+            if key not in keys.split():
+                raise Unsupported(key)
+
     def compare(self, name: str, got: torch.Tensor, *, atol: float | None = None) -> None:
         """Compares an output with the recorded one, if it was recorded."""
         want = self.outputs.get(name)
@@ -123,9 +129,18 @@ class Case:
 # MUDD
 
 
+_MUDD_KEYS = """
+    block_size vocab_size n_layer n_head dim intermediate_size n_local_heads head_dim rope_base
+    norm_eps use_gradient_checkpointing is_training use_qk_norm pad_token_id use_parallel_residual
+    use_linear_bias rotary_pct bos_token_id eos_token_id tie_word_embeddings use_layer_cache
+    stack_hidden dense dynamic_dense sepln dense_type expand_last round64
+"""
+
+
 def mudd_spec(case: Case) -> dict[str, Any]:
     """The spec of a MUDD case: the zoo's family with the numbers and options of the case."""
     c, pythia = case.config, case.data["family"] == "muddpythia"
+    case.know(_MUDD_KEYS)
     case.require(tie_word_embeddings=False, stack_hidden=False)
     head = c["head_dim"]
     if c["dim"] % c["n_head"] or head != c["dim"] // c["n_head"]:
@@ -256,10 +271,23 @@ _BEIT3_OFF = {
     "segment_length": None,
     "dilated_ratio": None,
 }
+# Keys whose value is used, and keys that change no number here (experts, checkpointing).
+_BEIT3_KEYS = (
+    " ".join(_BEIT3_OFF)
+    + """
+    encoder_embed_dim encoder_attention_heads encoder_ffn_embed_dim encoder_layers normalize_output
+    max_source_positions layernorm_eps vocab_size img_size patch_size in_chans
+    drop_path_rate moe_top1_expert moe_expert_count moe_gating_use_fp32
+    moe_eval_capacity_token_fraction moe_second_expert_policy
+    moe_normalize_gate_prob_before_dropping bert_init checkpoint_activations fsdp ddp_rank
+    xpos_scale_base flash_attention seq_parallel
+"""
+)
 
 
 def beit3_spec(case: Case, head: str) -> dict[str, Any]:
     """The spec of a BEiT-3 case: the zoo's family with the numbers of the case."""
+    case.know(_BEIT3_KEYS)
     case.require(**_BEIT3_OFF)
     c, eps = case.config, case.config["layernorm_eps"]
     decode = case.data["decode"] or {}

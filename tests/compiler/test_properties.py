@@ -252,19 +252,19 @@ def shifts_positions(spec: mw.Spec, padded: list[str]) -> bool:
 
 
 @given(specs())
-@settings(400)
+@settings(30)
 def test_every_program_builds_verifies_prints_and_survives_json(spec: Mappings) -> None:
     check_graph(spec)
 
 
 @given(specs(), st.integers(1, 5))
-@settings(400)
+@settings(30)
 def test_every_program_runs_as_its_graph_says(spec: Mappings, length: int) -> None:
     check_run(spec, length)
 
 
 @given(specs(), st.integers(1, 5))
-@settings(400)
+@settings(30)
 def test_every_parameter_that_is_read_gets_a_gradient(spec: Mappings, length: int) -> None:
     check_gradients(spec, length)
 
@@ -284,7 +284,7 @@ def test_the_strategy_draws_every_head_kind(kind: str) -> None:
     st.lists(st.integers(1, 4), min_size=1, max_size=3),
     st.lists(st.integers(1, 3), max_size=3),
 )
-@settings(400)
+@settings(30)
 def test_decoding_with_a_cache_is_the_whole_forward(
     spec: Mappings, prompts: list[int], chunks: list[int]
 ) -> None:
@@ -292,6 +292,6 @@ def test_decoding_with_a_cache_is_the_whole_forward(
 
 
 @given(specs().filter(has_padding), st.integers(2, 5))
-@settings(400)
+@settings(30)
 def test_right_padding_changes_no_token_that_is_kept(spec: Mappings, length: int) -> None:
     check_padding(spec, length)
