@@ -52,7 +52,9 @@ def compile_spec(
     return Model(
         spec=spec,
         containers=containers,
-        programs=Programs(program_names(spec), lambda name: lower(graphs[name], containers)),
+        programs=Programs(
+            program_names(spec), lambda name, parts: lower(graphs[name], parts), containers
+        ),
         expected=lambda name: expected_inputs(spec, graphs[name]),
     )
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import networkx as nx
 
+from multiway.compiler.init import Init
 from multiway.compiler.op import registry
 from multiway.compiler.signature import ShapeError
 from multiway.compiler.types import Shape, Tensor, Type, from_plain, to_plain
@@ -32,17 +33,6 @@ class Value(NamedTuple):
 
 Arguments = Mapping[str, Value | Sequence[Value]]
 ArgumentTypes = Mapping[str, Type | Sequence[Type]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Init:
-    """How a parameter starts. Numbers that a kind does not use are 0."""
-
-    kind: str
-    std: float = 0.0
-    cut: float = 0.0
-    bound: float = 0.0
-    value: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +171,10 @@ class LayerGraph:
         """What a node reads, one entry an edge, in order: `x`, `parts.0`, `parts.1`."""
         edges = sorted(self.nx.in_edges(path, data=True), key=lambda edge: edge[2]["order"])
         return {data["argument"]: Value(source, data["port"]) for source, _, data in edges}
+
+    def ports_read(self, path: str) -> set[int]:
+        """The ports of a node that anything reads, in time that is linear in its edges."""
+        return {data["port"] for _, _, data in self.nx.out_edges(path, data=True)}
 
     def readers(self, value: Value) -> list[tuple[str, str]]:
         """(node, argument) of everything that reads a value."""

@@ -68,13 +68,11 @@ class _Scope:
         if not several:
             self.values[Value(record.path)] = node
             return
-        for port in range(len(record.outputs)):
-            value = Value(record.path, port)
-            if self.source.readers(value):
-                name = f"{node.name}_{port}"
-                self.values[value] = self.fx.create_node(
-                    "call_function", operator.getitem, (node, port), {}, name
-                )
+        for port in sorted(self.source.ports_read(record.path)):
+            name = f"{node.name}_{port}"
+            self.values[Value(record.path, port)] = self.fx.create_node(
+                "call_function", operator.getitem, (node, port), {}, name
+            )
 
     def parameter(self, path: str) -> fx.Node:
         if path not in self.parameters:

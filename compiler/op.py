@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from multiway.compiler.init import Init
 from multiway.compiler.signature import Signature, infer, parse_signature
 from multiway.compiler.types import Type
 
@@ -58,7 +59,7 @@ class Op:
     reference: Callable[..., Any]
     doc: str
     attrs: Mapping[str, Attr] = field(default_factory=dict)
-    params: tuple[str, ...] = ()
+    params: Mapping[str, Init] = field(default_factory=dict)  # role to how it starts
     derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     flops: Callable[[Letters], float] = _no_flops
     samples: Sequence[Sample] = ()

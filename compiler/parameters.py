@@ -11,7 +11,9 @@ import math
 import re
 from collections.abc import Mapping
 
-from multiway.compiler.graph import Init, Param
+from multiway.compiler.graph import Param
+from multiway.compiler.init import ZEROS, Init
+from multiway.compiler.op import registry
 from multiway.specs.config import Config
 from multiway.specs.errors import MultiwayError
 from multiway.specs.language import Block, Experts, Generator, Initial, Norm, PlainNorm
@@ -19,9 +21,10 @@ from multiway.specs.spec import Spec
 
 MAX_PARAMETERS = 4_000_000_000_000
 
-NORMAL = Init(kind="normal", std=0.02)
-ZEROS = Init(kind="zeros")
-ONES = Init(kind="ones")
+
+def start_of(op: str, role: str) -> Init:
+    """How a parameter of an op starts where nothing else is said."""
+    return registry()[op].params[role]
 
 
 def ways_of(spec: Spec, experts: Experts | None) -> tuple[str, ...]:
@@ -98,11 +101,11 @@ class Declared(dict[str, Param]):
         width: int,
         bias: bool,
         part: Config | None,
-        init: Init = NORMAL,
+        init: Init | None = None,
     ) -> None:
-        self.add(f"{path}.weight", (out, width), init, part)
+        self.add(f"{path}.weight", (out, width), init or start_of("linear", "weight"), part)
         if bias:
-            self.add(f"{path}.bias", (out,), ZEROS, part)
+            self.add(f"{path}.bias", (out,), start_of("linear", "bias"), part)
 
     def norm(
         self,
@@ -119,10 +122,11 @@ class Declared(dict[str, Param]):
         default = default or self.spec.blocks[0].norm
         if isinstance(norm, Norm) and norm.experts is not None:
             ways = ways_of(self.spec, norm.experts)
+        kind = norm_kind(norm, default)
         for way in ways if norm.weight else ():
-            self.add(join(path, way, "weight"), (width,), ONES, norm)
+            self.add(join(path, way, "weight"), (width,), start_of(kind, "weight"), norm)
             if has_bias(norm, default):
-                self.add(join(path, way, "bias"), (width,), ZEROS, norm)
+                self.add(join(path, way, "bias"), (width,), start_of(kind, "bias"), norm)
 
 
 def initial_values(initial: Initial, shape: tuple[int, ...]) -> Init:
@@ -193,7 +197,7 @@ def _embed_input(spec: Spec, declared: Declared, modality: str, name: str) -> No
     path, width = f"embed.{modality}", spec.width
     if each.form() == "tokens":
         assert each.vocab is not None
-        declared.add(f"{path}.weight", (each.vocab, width), NORMAL, each)
+        declared.add(f"{path}.weight", (each.vocab, width), start_of("embedding", "weight"), each)
     elif each.form() == "features":
         assert each.features is not None
         bias = embed is None or embed.bias
@@ -201,16 +205,24 @@ def _embed_input(spec: Spec, declared: Declared, modality: str, name: str) -> No
     else:
         assert embed is not None and embed.patch is not None
         side = embed.patch.size
-        declared.add(f"{path}.patch.weight", (width, each.channels, side, side), NORMAL, embed)
+        shape = (width, each.channels, side, side)
+        declared.add(f"{path}.patch.weight", shape, start_of("patch_embed", "weight"), embed)
         if embed.patch.bias:
-            declared.add(f"{path}.patch.bias", (width,), ZEROS, embed)
+            declared.add(f"{path}.patch.bias", (width,), start_of("patch_embed", "bias"), embed)
         if embed.mask_token:
-            declared.add(f"{path}.mask_token", (1, 1, width), ZEROS, embed)
+            declared.add(
+                f"{path}.mask_token", (1, 1, width), start_of("mask_tokens", "token"), embed
+            )
         if embed.cls:
-            declared.add(f"{path}.cls", (1, 1, width), ZEROS, embed)
+            declared.add(f"{path}.cls", (1, 1, width), start_of("prepend_token", "token"), embed)
     if embed is not None and embed.position is not None:
         rows = spec.learned_rows(modality)
-        declared.add(f"{path}.position.weight", (rows, width), NORMAL, embed.position)
+        declared.add(
+            f"{path}.position.weight",
+            (rows, width),
+            start_of("add_position", "weight"),
+            embed.position,
+        )
 
 
 def _mix(spec: Spec, declared: Declared, layer: int) -> None:
@@ -222,7 +234,7 @@ def _mix(spec: Spec, declared: Declared, layer: int) -> None:
     if wiring.static is not None:
         shape = (len(ways), sources)
         initial = wiring.static.init
-        init = initial_values(initial, shape) if initial else Init(kind="newest")
+        init = initial_values(initial, shape) if initial else start_of("depth_weights", "static")
         declared.add(f"{path}.static", shape, init, wiring.static)
     if wiring.generator is not None:
         _generator(spec, declared, path, wiring.generator, ways=len(ways), sources=sources)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph
 from multiway.compiler.op import registry
+from multiway.compiler.signature import ShapeError
 
 
 class VerificationError(AssertionError):
@@ -45,5 +46,8 @@ def _check_node(graph: LayerGraph, path: str) -> None:
     for role, param in record.params.items():
         _require(param in graph.params, f"{path}: no parameter {param}")
         _require(role in op.params, f"{path}: {record.op} has no parameter {role}")
-    again = op.types(graph.argument_types(record, arguments), record.attrs)
+    try:
+        again = op.types(graph.argument_types(record, arguments), record.attrs)
+    except ShapeError as error:
+        raise VerificationError(f"{path}: {error}") from None
     _require(again == record.outputs, f"{path}: outputs {record.outputs}, inferred {again}")

@@ -9,7 +9,7 @@ import torch
 
 
 class Start(Protocol):
-    """How a parameter starts; see compiler.graph.Init."""
+    """How a parameter starts; see compiler.init.Init."""
 
     @property
     def kind(self) -> str: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,19 +12,26 @@ from torch import fx, nn
 from multiway.runtime.inputs import Expected, check_inputs
 from multiway.specs.spec import Spec
 
+Make = Callable[[str, nn.Module], fx.GraphModule]
+"""(name of a program, modules that hold its parameters) -> the program."""
+
 
 class Programs(Mapping[str, fx.GraphModule]):
     """The programs of a model by name. Each is made when it is first asked for."""
 
-    def __init__(self, names: Sequence[str], make: Callable[[str], fx.GraphModule]) -> None:
-        self._names, self._make = tuple(names), make
+    def __init__(self, names: Sequence[str], make: Make, containers: nn.Module) -> None:
+        self._names, self._make, self._containers = tuple(names), make, containers
         self._made: dict[str, fx.GraphModule] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
+        """The programs of a copied model, which read the parameters of the copy."""
+        return Programs(self._names, self._make, copy.deepcopy(self._containers, memo))
 
     def __getitem__(self, name: str) -> fx.GraphModule:
         if name not in self._names:
             raise KeyError(f"no program {name!r}; there are {', '.join(self._names)}")
         if name not in self._made:
-            self._made[name] = self._make(name)
+            self._made[name] = self._make(name, self._containers)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -38,7 +38,8 @@ _TOKEN = re.compile(
     re.ASCII,
 )
 _NUMBER = re.compile(r"((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][-+]?\d+)?", re.ASCII)
-_COMPARISON = 4
+_SPACE = " \t\n\r\f\v"
+_NOT, _COMPARISON = 3, 4
 _BINDING = {"or": 1, "and": 2, "+": 5, "-": 5, "*": 6, "/": 6, "//": 6, "%": 6}
 _BINDING |= dict.fromkeys(["<", "<=", ">", ">=", "==", "!="], _COMPARISON)
 _OPERATORS: dict[str, Callable[[float, float], float]] = {
@@ -188,7 +189,7 @@ class _Parser:
 
     def scan(self) -> list[_Token]:
         tokens: list[_Token] = []
-        at, end = 0, len(self.text.rstrip())
+        at, end = 0, len(self.text.rstrip(_SPACE))
         while at < end:
             match = _TOKEN.match(self.text, at)
             if not match:
@@ -202,7 +203,7 @@ class _Parser:
         return [*tokens, _Token("end", "", end)]
 
     def refuse(self, at: int) -> NoReturn:
-        at += len(self.text[at:]) - len(self.text[at:].lstrip())
+        at += len(self.text[at:]) - len(self.text[at:].lstrip(_SPACE))
         character = self.text[at]
         message = f"{character!r} cannot stand in an expression"
         raise ExpressionError(
@@ -240,7 +241,7 @@ class _Parser:
         return self.node("if", (first, test, self.conditional(depth + 1)))
 
     def binary(self, level: int, depth: int) -> Expr:
-        left, compared = self.unary(depth), False
+        left, compared = self.unary(level, depth), False
         while (binding := _BINDING.get(self.peek().text, 0)) > level:
             if compared and binding == _COMPARISON:
                 self.fail("comparisons do not chain", expected="a < b and b < c")
@@ -250,18 +251,20 @@ class _Parser:
             left = self.node(operator, (left, right))
         return left
 
-    def unary(self, depth: int) -> Expr:
+    def unary(self, level: int, depth: int) -> Expr:
         token = self.peek()
         if depth > MAX_NESTING:
             self.fail(f"nested more than {MAX_NESTING} levels deep")
-        if token.text in ("-", "+", "not"):
-            self.take()
-            inner = self.binary(3, depth + 1) if token.text == "not" else self.unary(depth + 1)
-            kind = {"-": "negate", "not": "not"}.get(token.text)
-            if kind is None:
-                return inner
-            return Expr(kind, 0.0, (inner,), token.start, inner.start + inner.length - token.start)
-        return self.atom(depth)
+        if token.text not in ("-", "+", "not"):
+            return self.atom(depth)
+        if token.text == "not" and level > _NOT:
+            self.fail("'not' needs brackets here", expected="(not ...)")
+        self.take()
+        inner = self.binary(_NOT, depth + 1) if token.text == "not" else self.unary(9, depth + 1)
+        if token.text == "+":
+            return inner
+        kind = "negate" if token.text == "-" else "not"
+        return Expr(kind, 0.0, (inner,), token.start, inner.start + inner.length - token.start)
 
     def atom(self, depth: int) -> Expr:
         token = self.peek()

@@ -8,7 +8,7 @@ from typing import Literal
 from multiway.compiler.builder import Builder
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind, require_text, text_input
-from multiway.compiler.parameters import ZEROS, Declared
+from multiway.compiler.parameters import Declared, start_of
 from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import key
 from multiway.specs.errors import Report
@@ -54,7 +54,7 @@ class CausalLM(HeadKind):
         if not self.tie:
             declared.linear(path, out=vocab, width=spec.width, bias=self.bias, part=self)
         elif self.bias:
-            declared.add(f"{path}.bias", (vocab,), ZEROS, self)
+            declared.add(f"{path}.bias", (vocab,), start_of("linear", "bias"), self)
 
     def programs(self, spec: Spec) -> tuple[str, ...]:
         return ("forward", "loss", "prefill", "decode")

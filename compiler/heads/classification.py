@@ -96,6 +96,13 @@ class Classification(HeadKind):
             for name, place in zip(each, node.value, strict=True):
                 if base_input(spec, name) is None:
                     self.known_input(spec, name, place, report)
+        if len(set(kinds[0])) < len(kinds[0]):
+            report.add(
+                "duplicate-value",
+                "a pass reads two of one input",
+                span=self.span("passes"),
+                expected="every input once a pass, e.g. [[image_a, text], [image_b, text]]",
+            )
         if len(set(kinds)) > 1:
             report.add(
                 "unknown-input",

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from multiway.compiler.builder import Builder
-from multiway.compiler.graph import Init, LayerGraph, Value
+from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
+from multiway.compiler.init import Init
 from multiway.compiler.parameters import Declared
 from multiway.specs.config import Config, Count, Real, key
 from multiway.specs.errors import Report

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import NORMAL
 from multiway.compiler.op import Attr, Op, Reject, Sample
 
 
@@ -16,7 +17,7 @@ OP = Op(
     reference=add_position,
     doc="Row `positions + offset` of the table is added; P is B, or 1 for all rows alike.",
     attrs={"offset": Attr("row of position 0", 0)},
-    params=("weight",),
+    params={"weight": NORMAL},
     samples=[
         Sample(shapes={"x": (2, 3, 4), "positions": (1, 3), "weight": (6, 4)}, attrs={"offset": 2})
     ],

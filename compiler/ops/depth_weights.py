@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import NEWEST
 from multiway.compiler.op import Attr, Op, Reject, Sample
 
 
@@ -19,7 +20,7 @@ OP = Op(
     reference=depth_weights,
     doc="Way-major: entry c * L + l of `dynamic` weighs source l in way c.",
     attrs={"ways": Attr("number of sums", letter="C")},
-    params=("static",),
+    params={"static": NEWEST},
     samples=[
         Sample(shapes={"dynamic": (2, 3, 8), "static": (2, 4)}, attrs={"ways": 2}),
         Sample(shapes={"static": (2, 4)}, attrs={"ways": 2}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import NORMAL
 from multiway.compiler.op import Op, Reject, Sample
 
 
@@ -15,7 +16,7 @@ OP = Op(
     signature="tokens[*]:int, weight[V,D] -> y[*,D]",
     reference=embedding,
     doc="Row `tokens` of the table, no factor.",
-    params=("weight",),
+    params={"weight": NORMAL},
     samples=[Sample(shapes={"tokens": (2, 3), "weight": (4, 5)})],
     rejects=[
         Reject(

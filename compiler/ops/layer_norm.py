@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
 
 
@@ -18,7 +19,7 @@ OP = Op(
     reference=layer_norm,
     doc="(x - mean) / sqrt(variance + eps) over the last axis, times weight, plus bias.",
     attrs={"eps": Attr("added to the variance", 1e-5)},
-    params=("weight", "bias"),
+    params={"weight": ONES, "bias": ZEROS},
     flops=lambda n: 8 * n["*"] * n["D"],
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weight": (4,), "bias": (4,)}, attrs={"eps": 1e-5}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import NORMAL, ZEROS
 from multiway.compiler.op import Op, Reject, Sample
 
 
@@ -17,7 +18,7 @@ OP = Op(
     signature="x[*,D], weight[F,D], bias?[F] -> y[*,F]",
     reference=linear,
     doc="x times the transposed weight, plus bias.",
-    params=("weight", "bias"),
+    params={"weight": NORMAL, "bias": ZEROS},
     flops=lambda n: 2 * n["*"] * n["D"] * n["F"],
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weight": (5, 4), "bias": (5,)}),

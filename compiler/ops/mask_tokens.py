@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import ZEROS
 from multiway.compiler.op import Op, Reject, Sample
 
 
@@ -17,7 +18,7 @@ OP = Op(
     signature="x[B,N,D], masked[B,N]:bool, token[1,1,D] -> y[B,N,D]",
     reference=mask_tokens,
     doc="`token` where `masked`, else x.",
-    params=("token",),
+    params={"token": ZEROS},
     samples=[Sample(shapes={"x": (2, 3, 4), "masked": (2, 3), "token": (1, 1, 4)})],
     rejects=[
         Reject(

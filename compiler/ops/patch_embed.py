@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import NORMAL, ZEROS
 from multiway.compiler.op import Letters, Op, Reject, Sample
 
 
@@ -26,7 +27,7 @@ OP = Op(
     signature="image[B,C,I,I], weight[D,C,P,P], bias?[D] -> y[B,N,D]",
     reference=patch_embed,
     doc="A convolution whose stride is its kernel; patches in row-major order.",
-    params=("weight", "bias"),
+    params={"weight": NORMAL, "bias": ZEROS},
     derive=_patches,
     flops=_flops,
     samples=[

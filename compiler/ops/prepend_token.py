@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import ZEROS
 from multiway.compiler.op import Op, Reject, Sample
 
 
@@ -17,7 +18,7 @@ OP = Op(
     signature="x[B,N,D], token[1,1,D] -> y[B,N+1,D]",
     reference=prepend_token,
     doc="The cls token.",
-    params=("token",),
+    params={"token": ZEROS},
     samples=[Sample(shapes={"x": (2, 3, 4), "token": (1, 1, 4)})],
     rejects=[
         Reject(shapes={"x": (2, 3, 4), "token": (1, 1, 5)}, error="D is 4 in x but 5 in token")

