@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multiway.specs.config import Kinds
+from multiway.specs.config import Kinds, keys_of
 from multiway.specs.errors import MultiwayError, Span, nearest, one_of, quote
 from multiway.specs.full_form import full_document, full_form
-from multiway.specs.language import Wiring
+from multiway.specs.language import Document, Wiring
 from multiway.specs.source import MAX_DEPTH, MAX_NODES, Node, parse_value, read_file
 
 MAX_CHAIN = 16  # documents that extend one another, heads that are like one another
@@ -194,6 +194,13 @@ def _setting(tree: Node, name: str, value: Any) -> Node:
 def _check_dim(tree: Node, name: str, span: Span) -> None:
     dims = tree.get("dims")
     known = list(dims.value) if dims is not None and isinstance(dims.value, dict) else []
+    if name not in known and name in keys_of(Document):
+        raise MultiwayError.one(
+            "unknown-set",
+            f"{quote(name)} is not a dim but a part of the spec, which is set by its path",
+            span=span,
+            expected=f"{name}.KEY=VALUE",
+        )
     if name not in known:
         raise MultiwayError.one(
             "unknown-set",

@@ -29,7 +29,7 @@ PACKAGE = Path(mw.__file__).parent
 
 def error_of(case: str) -> mw.MultiwayError:
     """The error of a case, which loading or building raises. The folder must be the current one."""
-    first, _, _ = Path(f"{case}.yaml").read_text().partition("\n")
+    first, _, _ = Path(f"{case}.yaml").read_text(encoding="utf-8").partition("\n")
     settings = dict(re.findall(r"--set (\S+?)=(\S+)", first))
     with pytest.raises(mw.MultiwayError) as found:
         build_all(mw.load(f"{case}.yaml", set=settings))
@@ -61,7 +61,7 @@ def bad_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_a_bad_spec_has_its_words(case: str) -> None:
     error = error_of(case)
-    assert shown(error) == (BAD / f"{case}.txt").read_text()
+    assert shown(error) == (BAD / f"{case}.txt").read_text(encoding="utf-8")
     codes = [problem.code for problem in error.problems]
     assert any(case == code or case.startswith(f"{code}-") for code in codes), codes
 
@@ -165,11 +165,11 @@ def test_a_file_without_end() -> None:
 
 
 def test_a_file_of_the_largest_size_is_read(tmp_path: Path) -> None:
-    text = (BAD / "parts" / "decoder.yaml").read_text()
+    text = (BAD / "parts" / "decoder.yaml").read_text(encoding="utf-8")
     path = tmp_path / "large.yaml"
     path.write_text(text + "#" * (MAX_BYTES - len(text)))
     assert mw.load(path).depth == 2
-    path.write_text(path.read_text() + "#")
+    path.write_text(path.read_text(encoding="utf-8") + "#")
     assert "1,048,577 bytes" in raised(lambda: mw.load(path))
 
 
@@ -254,6 +254,16 @@ def test_unknown_set(decoder: Path) -> None:
         "    1 | dims.dept=3",
         "      |      ^^^^",
     ]
+
+
+def test_set_of_a_part_of_the_spec(decoder: Path) -> None:
+    assert raised(lambda: mw.load(decoder, set={"wiring": "mudd"})) == (
+        "--set:1:1: error[unknown-set]: "
+        "'wiring' is not a dim but a part of the spec, which is set by its path\n"
+        "    1 | wiring=mudd\n"
+        "      | ^^^^^^\n"
+        "  expected: wiring.KEY=VALUE"
+    )
 
 
 def test_set_with_a_name_missing(decoder: Path) -> None:
@@ -360,11 +370,11 @@ ELSEWHERE = {
 def codes_in_sources() -> Iterator[str]:
     for pattern in SOURCES:
         for path in sorted(PACKAGE.glob(pattern)):
-            yield from _CODE.findall(path.read_text())
+            yield from _CODE.findall(path.read_text(encoding="utf-8"))
 
 
 def test_every_code_has_a_case() -> None:
-    texts = "".join((BAD / f"{case}.txt").read_text() for case in CASES)
+    texts = "".join((BAD / f"{case}.txt").read_text(encoding="utf-8") for case in CASES)
     shown_codes = set(re.findall(r"error\[([a-z0-9-]+)\]", texts))
     codes = set(codes_in_sources())
     assert len(codes) > 40, "the pattern no longer finds what the sources say"
@@ -375,7 +385,7 @@ def test_every_code_has_a_case() -> None:
 def write_texts() -> None:
     with contextlib.chdir(BAD):
         for case in CASES:
-            Path(f"{case}.txt").write_text(shown(error_of(case)))
+            Path(f"{case}.txt").write_text(shown(error_of(case)), encoding="utf-8")
 
 
 if __name__ == "__main__":
