@@ -192,7 +192,7 @@ class LayerGraph:
         if name in self.names:
             return self.names[name]
         path, _, port = name.partition(":")
-        if path in self.nx and (port or "0").isdigit():
+        if path in self.nx and (port or "0").isdecimal():
             value = Value(path, int(port or 0))
             if value.port < len(self.record(path).outputs):
                 return value

@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from multiway.compiler.graph import INPUT, LayerGraph, Record, Value, block_of
+from multiway.compiler.op import registry
 from multiway.compiler.steps import Step, steps
 
 
@@ -119,9 +121,21 @@ def _layout(
 ) -> tuple[object, ...]:
     """What two blocks must share to be drawn as one: everything but sizes and their number."""
     return tuple(
-        (record.path.removeprefix(block), record.op, *_edges(graph, record, block, hiddens))
+        (
+            record.path.removeprefix(block),
+            record.op,
+            tuple(record.params),
+            *_settings(record),
+            *_edges(graph, record, block, hiddens),
+        )
         for record in records
     )
+
+
+def _settings(record: Record) -> Iterator[tuple[str, Any]]:
+    """Attributes that are no sizes."""
+    attrs = registry()[record.op].attrs
+    return ((n, value) for n, value in record.attrs.items() if not attrs[n].letter)
 
 
 def _edges(

@@ -5,6 +5,7 @@ A size is an int or a `Sym`: a sum of named sizes with whole factors, e.g. `T + 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,10 +21,12 @@ class Sym:
     const: int = 0
 
     def __str__(self) -> str:
-        parts = [name if k == 1 else f"{k}*{name}" for name, k in self.terms]
-        return "+".join(parts + ([str(self.const)] if self.const else []))
+        factors = ((name, "" if abs(k) == 1 else f"{abs(k)}*", k) for name, k in self.terms)
+        text = "".join(f"{'-' if k < 0 else '+'}{times}{name}" for name, times, k in factors)
+        return (text + (f"{self.const:+d}" if self.const else "")).removeprefix("+")
 
 
+_TERM = re.compile(r"([+-]?)(?:(\d+)\*)?(\w+)")
 Dim = int | Sym
 Shape = tuple[Dim, ...]
 
@@ -82,9 +85,9 @@ def number(dim: Dim, sizes: Mapping[str, int]) -> int:
 def parse_dim(text: str) -> Dim:
     """The inverse of str()."""
     total: list[Dim] = []
-    for part in text.split("+"):
-        factor, _, name = part.rpartition("*")
-        total.append(int(part) if part.isdigit() else multiply(int(factor or 1), sym(name)))
+    for sign, factor, name in _TERM.findall(text):
+        size = int(name) if name.isdigit() else sym(name)
+        total.append(multiply(int(f"{sign}{factor or 1}"), size))
     return add(*total)
 
 

@@ -360,15 +360,17 @@ def _dims(node: Node, report: Report) -> dict[str, float]:
         name: {other for other in sorted(tree.names()) if other in node.value} if tree else set()
         for name, tree in trees.items()
     }
+    known = dict.fromkeys(node.value, 0.0)
     for name in _in_order(reads, node):
-        tree, missing = trees[name], reads[name] - set(values)
-        if tree is None or missing:
+        tree, unread = trees[name], any(other not in values for other in reads[name])
+        if tree is None or unread or report.full:
             continue  # said already, of this dim or of one that it reads
-        known = {n: values.get(n, 0.0) for n in node.value if n != name}
+        del known[name]
         try:
             values[name] = number_at(tree, node[name], known)
         except MultiwayError as error:
             report.extend(error)
+        known[name] = values.get(name, 0.0)
     _check_basic_dims(node, values, report)
     return values
 

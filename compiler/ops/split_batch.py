@@ -8,7 +8,7 @@ from multiway.compiler.op import Attr, Op, Reject, Sample
 
 
 def split_batch(x: Any, *, parts: int) -> Any:
-    return x.chunk(parts, dim=0)
+    return x.unflatten(0, (parts, -1)).unbind(0)  # chunk would fix the batch size in an export
 
 
 OP = Op(

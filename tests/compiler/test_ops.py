@@ -302,7 +302,10 @@ def test_rotary_turns_pairs_as_complex_numbers(pairs: str) -> None:
     for j in range(4):
         a, b = (j, j + 4) if pairs == "half" else (2 * j, 2 * j + 1)
         angle = positions.double() * 100.0 ** (-2 * j / 8)
-        turned = torch.complex(x[..., a], x[..., b]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+        turned = (
+            torch.complex(x[..., a], x[..., b])
+            * torch.polar(torch.ones_like(angle), angle)[:, None]
+        )
         want[..., a], want[..., b] = turned.real, turned.imag
     close(got, want)
     assert torch.equal(got[..., 8:], x[..., 8:])

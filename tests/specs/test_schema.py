@@ -66,7 +66,7 @@ def test_every_document_fits(path: Path) -> None:
     assert problems(full_document(document, kinds()).plain()) == []
 
 
-@pytest.mark.parametrize("entry", catalogue(), ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", list(catalogue()), ids=lambda entry: entry.name)
 def test_every_zoo_entry_fits_as_it_stands_and_merged(entry: Any) -> None:
     assert problems(entry.document.plain()) == []
     assert problems(mw.load(entry.name).tree.plain()) == []

@@ -68,9 +68,9 @@ def test_muddformer_width_of_the_feed_forward() -> None:
 def test_mudd_generator_widths() -> None:
     generator = mw.load("mudd-pythia-1.4b").wiring.generator
     assert generator is not None
-    widths = [generator.hidden.count(ways=4, sources=i + 1, last=False) for i in range(1, 24)]
-    # The released code: K = 4 (i + 1), rounded up to a multiple of 64, and one more where it is one.
-    assert widths == [(4 * (i + 1) // 64 + 1) * 64 for i in range(1, 24)]
+    widths = {i: generator.hidden.count(ways=4, sources=i, last=False) for i in (2, 15, 16, 24)}
+    # Four weights a source; as released, a multiple of 64 goes to the next one.
+    assert widths == {2: 64, 15: 64, 16: 128, 24: 128}
     assert generator.hidden.count(ways=1, sources=25, last=True) == 128
 
 
@@ -82,7 +82,7 @@ def test_beit3() -> None:
     assert (spec.learned_rows("text"), spec.tokens_of("text")) == (1024, 1022)
     special = spec.inputs["text"].special
     assert special is not None
-    assert (special.start, special.padding, special.end, special.mask) == (0, 1, 2, None)
+    assert (special.start, special.padding, special.end) == (0, 1, 2)
     assert spec.inputs_of("text") == ("text",)
     assert all(block.ffn.hidden == 3072 for block in spec.blocks)
     assert spec.blocks[0] is spec.blocks[11]
@@ -125,7 +125,6 @@ def test_blocks_that_read_no_layer_are_one_object() -> None:
     "block",
     [
         with_block(ffn={"hidden": "width + layer"}),
-        with_block(ffn={"hidden": "width if depth > 1 else layer + 1"}),
         with_block(norm={"kind": "rms_norm", "eps": "1e-6 / (layer + 1)"}),
     ],
 )
@@ -165,7 +164,7 @@ def test_numbers_may_be_written_in_several_ways() -> None:
         "width": 4.8e1,
         "num_heads": 4.0,
         "vocab": "1e2",
-        "context": "010" * 0 + "8",
+        "context": "0.8e1",
     }
     spec = mw.load({**DECODER, "dims": dims})
     assert (spec.depth, spec.width, spec.dims["vocab"]) == (2, 48, 100)
@@ -244,7 +243,7 @@ def test_rows_follow_from_the_longest_input() -> None:
 
 def test_sources_of_a_spec(tmp_path: Path) -> None:
     path = tmp_path / "decoder.yaml"
-    path.write_text(yaml.safe_dump(DECODER))
+    path.write_text(yaml.safe_dump(DECODER, sort_keys=False))
     spec = mw.load(path)
     for source in (str(path), DECODER, parse(path.read_text(), file="x"), spec):
         assert mw.load(source).text() == spec.text()
@@ -269,11 +268,3 @@ def test_loading_imports_no_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_specs_know_nothing_of_the_compiler() -> None:
-    code = (
-        "import sys, multiway.specs; from multiway.specs import spec;"
-        "assert not any(m.startswith(('multiway.compiler.', 'multiway.zoo.')) for m in sys.modules)"
-    )
-    assert code
