@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from multiway.runtime.checkpoint import Checkpoint, open_checkpoint
@@ -82,17 +83,17 @@ def _write(path: Path, write: Callable[[str], None]) -> None:
     """Writes a file beside its place and moves it there when it is whole."""
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as error:
-        reason = error.strerror or str(error)
+        os.close(handle)
+        try:
+            write(name)
+            os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
+            os.replace(name, path)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise MultiwayError.one("unwritable", f"cannot write: {reason}", place=str(path)) from None
-    os.close(handle)
-    try:
-        write(name)
-        os.chmod(name, 0o644)  # mkstemp makes files that only their owner may read
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,76 @@
+"""Every entry of the zoo, because it is there: checks, builds, verifies; test members run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import multiway as mw
+from multiway.compiler.build import program_names
+from multiway.compiler.verify import verify
+from multiway.runtime.samples import random_inputs
+from multiway.zoo import catalogue
+
+ENTRIES = [entry.name for entry in catalogue()]
+TESTS = [name for name in ENTRIES if name.endswith("-test")]
+GIANT = {"vision": 692e6, "text": 692e6, "fused": 52e6, "attention": 317e6}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_program_of_every_head_builds_and_verifies(name: str) -> None:
+    spec = mw.load(name)
+    for head in spec.heads:
+        for program in program_names(spec.for_head(head)):
+            verify(mw.build(spec, head=head, program=program))
+
+
+def test_every_family_has_a_small_member_a_card_and_a_table() -> None:
+    zoo = catalogue()
+    for family in zoo.families:
+        members = [entry for entry in zoo if entry.family == family]
+        assert any(entry.name.endswith("-test") for entry in members), family
+        assert {"family", "paper", "licence", "code", "weights"} <= members[0].card.keys(), family
+        assert zoo.weights(family)["names"], family
+        files = members[0].card["weights"]["files"]
+        for name, heads in files.items():
+            assert heads.keys() <= mw.load(name).heads.keys(), name
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_small_members_run_every_program_forward_and_backward(name: str) -> None:
+    for head in mw.load(name).heads:
+        model = mw.compile(name, head=head)
+        assert sum(p.numel() for p in model.parameters()) < 300_000
+        for program in model.programs:
+            result = model.run(program, **random_inputs(model, program))
+            if program != "loss":
+                continue
+            loss = result[0] if isinstance(result, tuple) else result
+            loss.backward()
+            assert torch.isfinite(loss)
+            assert any(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_the_giant_has_the_papers_four_sums() -> None:
+    """692M + 692M + 52M of experts and 317M of attention, to within 1 %."""
+    found = dict.fromkeys(GIANT, 0)
+    for path, param in mw.build("beit3-giant", head="features").params.items():
+        names = path.split(".")
+        if "norm" in path or names[0] != "blocks":
+            continue
+        found["attention" if names[2] == "attention" else names[4]] += param.size
+    for part, size in GIANT.items():
+        assert abs(found[part] / size - 1) < 0.01, part
+
+
+def test_the_fused_expert_serves_pairs_only() -> None:
+    """In the top layers a program of image and text reads the fused way, others their own."""
+    both = mw.build("beit3-giant", head="features", program="forward")
+    alone = mw.build("beit3-giant", head="features", program="forward_image")
+    read = {path for record in both for path in record.params.values() if ".ffn.up." in path}
+    assert "blocks.39.ffn.up.fused.weight" in read
+    assert "blocks.39.ffn.up.vision.weight" not in read
+    assert "blocks.36.ffn.up.vision.weight" in read
+    read = {path for record in alone for path in record.params.values() if ".ffn.up." in path}
+    assert "blocks.39.ffn.up.vision.weight" in read
+    assert not any("fused" in path for path in read)
