@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 from typing import TYPE_CHECKING, Any
 
 from multiway.specs.config import parse_expression
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 MAX_INPUTS = 16  # a head may have a program for every subset of them
 
 # What programs call their own inputs; `text_padding` is the padding mask of `text`.
-_TAKEN = ("labels", "cache", "positions")
+_TAKEN = ("labels", "cache", "positions", "self", "getattr")
 _ENDINGS = ("_padding", "_masked", "_positions")
 
 
@@ -60,13 +61,14 @@ def _generator_norms(spec: Spec) -> list[PlainNorm | None]:
 
 
 def _check_input_name(spec: Spec, name: str, report: Report) -> None:
-    if name in _TAKEN or name.endswith(_ENDINGS):
+    """Inputs become arguments of programs, beside others and in Python code."""
+    if name in _TAKEN or name.endswith(_ENDINGS) or keyword.iskeyword(name):
         report.add(
             "bad-name",
-            f"an input cannot be called {name!r}: programs have inputs of such names",
+            f"an input cannot be called {name!r}, which means something else in programs",
             span=spec.tree["inputs"].key_span(name),
-            expected=f"a name other than {', '.join(_TAKEN)}, and not ending in "
-            + ", ".join(_ENDINGS),
+            expected=f"a name other than {', '.join(_TAKEN)}, no keyword of Python, and not one "
+            f"that ends in {', '.join(_ENDINGS)}",
         )
 
 

@@ -44,14 +44,20 @@ class Problem:
 
     def render(self) -> str:
         where = str(self.span) if self.span else self.place
-        lines = [f"{where}: error[{self.code}]: {self.message}".removeprefix(": ")]
+        first = f"{_visible(where)}: error[{self.code}]: {_visible(self.message)}"
+        lines = [first.removeprefix(": ")]
         if self.span and self.span.text:
             lines += _excerpt(self.span)
         hints = [("expected", self.expected), ("nearest", self.nearest), *self.notes]
         shown = [(label + ":", text) for label, text in hints if text]
         width = max((len(label) for label, _ in shown), default=0)
-        lines += [f"  {label:<{width}} {text}" for label, text in shown]
+        lines += [f"  {label:<{width}} {_visible(text)}" for label, text in shown]
         return "\n".join(lines)
+
+
+def _visible(text: str) -> str:
+    """The text with escapes for what a terminal would not show, or would act on."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _excerpt(span: Span) -> list[str]:

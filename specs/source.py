@@ -8,7 +8,6 @@ string that the type check then names.
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
 import math
 import os
@@ -102,7 +101,6 @@ def read_file(path: Path) -> Node:
     if len(data) > MAX_BYTES:
         raise _too_large(f"{size:,} bytes", name)
     try:
-        data = data.removeprefix(codecs.BOM_UTF8)
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1

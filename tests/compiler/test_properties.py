@@ -1,12 +1,12 @@
 """What holds for every spec: random whole specs through building, lowering, running, decoding.
 
-The fuzz tests at the end are the same properties on many more specs, other ones on each run.
+The fuzz tests at the end are not in the default run.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis
@@ -276,14 +276,15 @@ def test_the_strategy_draws_every_head_kind(kind: str) -> None:
     def has_it(spec: Mappings) -> bool:
         return any(head["kind"] == kind for head in spec["heads"].values())
 
-    hypothesis.find(specs(), has_it, settings=hypothesis.settings(settings(200), database=None))
+    drawn = hypothesis.settings(settings(200), database=None, phases=[Phase.generate])
+    hypothesis.find(specs(), has_it, settings=drawn)
 
 
-@given(
-    specs(["causal_lm", "prefix_lm"]),
-    st.lists(st.integers(1, 4), min_size=1, max_size=3),
-    st.lists(st.integers(1, 3), max_size=3),
-)
+PROMPTS = st.lists(st.integers(1, 4), min_size=1, max_size=3)
+CHUNKS = st.lists(st.integers(1, 3), max_size=3)
+
+
+@given(specs(["causal_lm", "prefix_lm"]), PROMPTS, CHUNKS)
 @settings(30)
 def test_decoding_with_a_cache_is_the_whole_forward(
     spec: Mappings, prompts: list[int], chunks: list[int]
@@ -294,4 +295,42 @@ def test_decoding_with_a_cache_is_the_whole_forward(
 @given(specs().filter(has_padding), st.integers(2, 5))
 @settings(30)
 def test_right_padding_changes_no_token_that_is_kept(spec: Mappings, length: int) -> None:
+    check_padding(spec, length)
+
+
+# The same on many more specs, other ones on each run
+
+
+def fuzz(
+    *strategies: st.SearchStrategy[Any],
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    def decorate(test: Callable[..., None]) -> Callable[..., None]:
+        many = hypothesis.settings(settings(300), derandomize=False)
+        return pytest.mark.fuzz(pytest.mark.timeout(3600)(many(given(*strategies)(test))))
+
+    return decorate
+
+
+@fuzz(specs())
+def test_fuzz_graphs(spec: Mappings) -> None:
+    check_graph(spec)
+
+
+@fuzz(specs(), st.integers(1, 5))
+def test_fuzz_running(spec: Mappings, length: int) -> None:
+    check_run(spec, length)
+
+
+@fuzz(specs(), st.integers(1, 5))
+def test_fuzz_gradients(spec: Mappings, length: int) -> None:
+    check_gradients(spec, length)
+
+
+@fuzz(specs(["causal_lm", "prefix_lm"]), PROMPTS, CHUNKS)
+def test_fuzz_decoding(spec: Mappings, prompts: list[int], chunks: list[int]) -> None:
+    check_decoding(spec, prompts, chunks)
+
+
+@fuzz(specs().filter(has_padding), st.integers(2, 5))
+def test_fuzz_padding(spec: Mappings, length: int) -> None:
     check_padding(spec, length)

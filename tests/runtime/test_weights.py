@@ -212,7 +212,7 @@ class Touches:
 def test_code_in_a_checkpoint_is_not_run(how: str, tmp_path: Path, model: Model) -> None:
     target, path = tmp_path / "touched", tmp_path / "w.pth"
     if how == "pickle":
-        path.write_bytes(pickle.dumps({"w": Touches(target)}))
+        path.write_bytes(pickle.dumps({"w": Touches(target)}, protocol=2))
     else:
         bad = {"w": Touches(target)}
         torch.save({"model": bad} if how == "nested" else bad, path)

@@ -111,7 +111,7 @@ def test_a_name_that_no_file_can_have(tmp_path: Path, monkeypatch: pytest.Monkey
         f"{name}: error[unreadable]: cannot be read: File name too long"
     )
     assert raised(lambda: mw.load("a\0b.yaml")) == (
-        "a\0b.yaml: error[unreadable]: cannot be read: embedded null byte"
+        "a\\x00b.yaml: error[unreadable]: cannot be read: embedded null byte"
     )
     assert raised(lambda: mw.load("x" * 5000)).startswith("'xxx")
 
@@ -224,6 +224,29 @@ def test_a_long_chain_of_extends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "    1 | extends: 17.yaml\n"
         "      |          ^^^^^^^\n"
         f"  way: {way}"
+    )
+
+
+def test_a_long_chain_of_likes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [f"  h{i}: {{like: h{i + 1}}}\n" for i in range(5000)]
+    text = (BAD / "parts" / "pair.yaml").read_text(encoding="utf-8")
+    Path("likes.yaml").write_text(text + "".join(lines) + "  h5000: features\n")
+    assert raised(lambda: mw.load("likes.yaml")).splitlines() == [
+        "likes.yaml:37:15: error[cyclic-like]: more than 16 heads are like one another",
+        "   37 |   h16: {like: h17}",
+        "      |               ^^^",
+    ]
+
+
+def test_many_heads_that_are_like_a_large_one(tmp_path: Path) -> None:
+    pools = ", ".join(f"first of text_{i}" for i in range(5000))
+    text = (BAD / "parts" / "pair.yaml").read_text(encoding="utf-8")
+    text += f"  large: {{like: classes, pool: [{pools}]}}\n"
+    text += "".join(f"  h{i}: {{like: large}}\n" for i in range(100))
+    (tmp_path / "likes.yaml").write_text(text)
+    assert "error[too-large]: more than 100,000 values once likes are filled in" in raised(
+        lambda: mw.load(tmp_path / "likes.yaml")
     )
 
 

@@ -112,6 +112,7 @@ def test_a_part_of_a_spec_fits() -> None:
         ({"dims": {"a": True}}, "$.dims.a: type"),
         ({"dims": {"a": [1]}}, "$.dims.a: type"),
         ({"cite": [1]}, "$.cite[0]: type"),
+        ({"cite": [None]}, "$.cite[0]: type"),
         ({"multiway": 2}, "$.multiway: enum"),
         ({"multiway": True}, "$.multiway: enum"),
         ({"name": "a/b"}, "$.name: pattern"),

@@ -184,6 +184,16 @@ def test_what_cannot_be_seen_is_a_dot() -> None:
     assert line == "    3 | a·b·c·[31m"
 
 
+def test_a_name_cannot_act_on_the_terminal() -> None:
+    report = Report()
+    report.add("code", "no \x1b[2J", place="a\u202eb.yaml", expected="c\td", notes=(("n", "\x7f"),))
+    assert report.problems[0].render().splitlines() == [
+        r"a\u202eb.yaml: error[code]: no \x1b[2J",
+        r"  expected: c\td",
+        r"  n:        \x7f",
+    ]
+
+
 def test_a_report_says_nothing_twice_and_ends_at_twenty() -> None:
     report = Report()
     for i in range(50):
