@@ -35,17 +35,18 @@ def strip(node: Node) -> Node:
 
 
 def merge(base: Node, change: Node) -> Node:
-    """`base` with `change` laid over it. Both are in their full form."""
+    """`base` with `change` laid over it. Both are in their full form.
+
+    A `~` stays, so that it still deletes what a named wiring or a `like` lays under it later;
+    `strip` takes it out when all is merged.
+    """
     if not (isinstance(base.value, dict) and isinstance(change.value, dict)):
-        return strip(change)
+        return change
     if any(_differs(base, change, name) for name in ("kind", "use")):
-        return strip(change)
+        return change
     values = dict(base.value)
     for name, child in change.value.items():
-        if child.value is None:
-            values.pop(name, None)
-        else:
-            values[name] = merge(values[name], child) if name in values else strip(child)
+        values[name] = merge(values[name], child) if name in values else child
     # The place of a mapping that both sides wrote is where it was written first.
     return Node(values, base.span, {**base.keys, **change.keys}, base.size + change.size)
 
@@ -85,7 +86,7 @@ def _extend(document: Node, where: _Where) -> Node:
     document = full_document(document, where.heads)
     parent = document.get("extends")
     if parent is None or parent.value is None:
-        return strip(document)
+        return document
     if not isinstance(parent.value, str):
         raise MultiwayError.one(
             "wrong-type",
@@ -249,6 +250,8 @@ def _as_yaml(name: str, value: Any) -> str:
 
 def with_defaults(tree: Node) -> Node:
     """The tree with what holds where a spec says nothing."""
+    given = {name: child for name, child in tree.value.items() if child.value is not None}
+    tree = dataclasses.replace(tree, value=given)
     return dataclasses.replace(merge(read_file(DEFAULTS), tree), span=tree.span)
 
 

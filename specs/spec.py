@@ -42,6 +42,7 @@ from multiway.specs.merge import (
     apply_sets,
     extend,
     merge,
+    strip,
     with_defaults,
     with_likes,
     with_wiring,
@@ -123,7 +124,7 @@ class Spec:
             tree = merge(tree, Node({"dims": Node(dims, head.node.span)}, head.node.span))
         if not head.output_norm:
             output = Node({"norm": Node(None, head.span("output_norm"))}, head.node.span)
-            tree = merge(tree, Node({"output": output}, head.node.span))
+            tree = strip(merge(tree, Node({"output": output}, head.node.span)))
         changed = _convert(tree, self.kinds)
         return dataclasses.replace(changed, head_name=name, origin=self.origin)
 
@@ -171,7 +172,7 @@ def load(
     """
     document, folder = _document(source, resolver)
     tree = apply_sets(extend(document, resolver, heads=kinds, folder=folder), set or {}, kinds)
-    tree = with_wiring(with_defaults(with_likes(tree)))
+    tree = strip(with_wiring(with_defaults(with_likes(tree))))
     report = Report()
     check_schema(tree, kinds, report)
     report.raise_if_any()
@@ -349,7 +350,7 @@ def _overridden(node: Node, override: Node, names: Names, report: Report) -> Nod
     if where is None or not Reader(names, report).guarded(Test, where, "where"):
         return node
     change = {name: child for name, child in override.value.items() if name != "where"}
-    return merge(node, dataclasses.replace(override, value=change))
+    return strip(merge(node, dataclasses.replace(override, value=change)))
 
 
 def _dims(node: Node, report: Report) -> dict[str, float]:

@@ -26,7 +26,7 @@ def node(text: str) -> Node:
 
 
 def merged(base: str, change: str) -> Any:
-    return merge(node(base), node(change)).plain()
+    return strip(merge(node(base), node(change))).plain()
 
 
 # Two mappings
@@ -79,7 +79,7 @@ def plain_merge(base: Any, change: Any) -> Any:
 
 @given(MAPPINGS, MAPPINGS)
 def test_merge_of_any_mappings(base: dict[str, Any], change: dict[str, Any]) -> None:
-    found = merge(strip(node(yaml.safe_dump(base))), node(yaml.safe_dump(change))).plain()
+    found = strip(merge(node(yaml.safe_dump(base)), node(yaml.safe_dump(change)))).plain()
     assert found == plain_merge(plain_merge({}, base), change)
 
 
@@ -99,6 +99,21 @@ def test_a_merged_value_stands_where_it_was_written() -> None:
         "change:2:14",
     ]
     assert str(tree["a"].key_span("z")) == "change:2:11"
+
+
+def test_a_tilde_deletes_what_a_wiring_or_a_like_brings() -> None:
+    """It is laid over things that are read after the spec itself."""
+    base = {"multiway": 1, "extends": "mudd-pythia", "name": "x"}
+    wiring = mw.load({**base, "wiring": {"generator": None}}).wiring
+    assert wiring.use == "mudd"
+    assert wiring.generator is None
+    assert wiring.static is not None
+    assert mw.load({**base, "wiring": None}).wiring.use == "residual"
+    heads = {"short": {"like": "vqa", "dense": None}, "nlvr2": None}
+    found = mw.load({**base, "extends": "beit3", "heads": heads}).heads
+    assert vars(found["short"])["dense"] is None
+    assert vars(found["vqa"])["dense"] == "tanh"
+    assert "nlvr2" not in found
 
 
 # Short forms
