@@ -15,6 +15,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
+from second import Second
 from strategies import CONTEXT, HEADS, VOCAB, random_inputs, randomise, sizes_of, specs
 
 import multiway as mw
@@ -251,6 +252,32 @@ def shifts_positions(spec: mw.Spec, padded: list[str]) -> bool:
     return rotary and bool(bases & set(first))
 
 
+@torch.no_grad()
+def check_second(spec: Mappings, length: int) -> None:
+    for each in heads(spec):
+        if each.head.kind not in ("features", "causal_lm"):
+            continue
+        model = mw.compile(each, dtype=torch.float64, taps=["output"])
+        randomise(model)
+        params = {name: p.detach() for name, p in model.named_parameters()}
+        for program in program_names(each):
+            if program in ("loss", "prefill", "decode"):
+                continue
+            graph = mw.build(each, program=program)
+            given = random_inputs(graph, some_sizes(graph, length))
+            names = [name for name in each.head.inputs(each) if name in given]
+            *_, taps = model.run(program, **given)
+            kept = kept_tokens(each, program, given)  # what stands at padding has no meaning
+            want = Second(each, params, names)(given)
+            torch.testing.assert_close(taps["output"][kept], want[kept])
+
+
+@given(specs(["features", "causal_lm"]), st.integers(1, 5))
+@settings(40)
+def test_the_trunk_is_what_the_language_says(spec: Mappings, length: int) -> None:
+    check_second(spec, length)
+
+
 @given(specs())
 @settings(30)
 def test_every_program_builds_verifies_prints_and_survives_json(spec: Mappings) -> None:
@@ -319,6 +346,11 @@ def test_fuzz_graphs(spec: Mappings) -> None:
 @fuzz(specs(), st.integers(1, 5))
 def test_fuzz_running(spec: Mappings, length: int) -> None:
     check_run(spec, length)
+
+
+@fuzz(specs(["features", "causal_lm"]), st.integers(1, 5))
+def test_fuzz_meaning(spec: Mappings, length: int) -> None:
+    check_second(spec, length)
 
 
 @fuzz(specs(), st.integers(1, 5))

@@ -1,0 +1,247 @@
+"""The trunk of a spec a second time: from the text of specs/LANGUAGE.md, in plain torch.
+
+It shares nothing with the compiler but the names of parameters. Tokens are never split by modality:
+every way is run on all tokens, and each token keeps the result of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import multiway as mw
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "gelu_tanh": lambda x: x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "silu": lambda x: x * torch.sigmoid(x),
+    "relu": lambda x: x.clamp(min=0),
+    "relu_squared": lambda x: x.clamp(min=0) ** 2,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+}
+
+
+class Second:
+    """The trunk over some inputs. `values`: inputs by name, and `NAME_padding`, `NAME_masked`."""
+
+    def __init__(self, spec: mw.Spec, params: Mapping[str, Tensor], names: list[str]) -> None:
+        self.spec, self.params, self.names = spec, params, names
+        self.token_modality: list[str] = []
+
+    def __call__(self, values: Mapping[str, Any]) -> Tensor:
+        parts = [self.embedded(name, values) for name in self.names]
+        self.token_modality = [
+            self.spec.inputs[name].modality
+            for name, part in zip(self.names, parts, strict=True)
+            for _ in range(part.shape[1])
+        ]
+        hidden = torch.cat(parts, 1)
+        seen = torch.cat(
+            [
+                ~values.get(f"{name}_padding", torch.zeros(part.shape[:2], dtype=torch.bool))
+                for name, part in zip(self.names, parts, strict=True)
+            ],
+            1,
+        )
+        sources = [hidden]
+        for layer in range(self.spec.depth):
+            sources.append(self.block(layer, self.streams(layer, sources), seen))
+        x = self.streams(self.spec.depth, sources)["r"]
+        norm = self.spec.output.norm
+        return x if norm is None else self.norm("output.norm", norm, x, self.spec.blocks[0].norm)
+
+    # Inputs
+
+    def embedded(self, name: str, values: Mapping[str, Any]) -> Tensor:
+        each = self.spec.inputs[name]
+        embed, path, x = self.spec.embed.get(each.modality), f"embed.{each.modality}", values[name]
+        if each.vocab is not None:
+            one_hot = torch.nn.functional.one_hot(x, each.vocab).to(torch.float64)
+            x = one_hot @ self.params[f"{path}.weight"]
+        elif each.features is not None:
+            x = self.matrix(f"{path}.project", x)
+        else:
+            x = self.patches(path, embed, x, values.get(f"{name}_masked"))
+        if embed is not None and embed.position is not None:
+            table = self.params[f"{path}.position.weight"]
+            x = x + table[embed.position.offset :][: x.shape[1]]
+        padding = values.get(f"{name}_padding")
+        return x if padding is None else torch.where(padding[..., None], 0.0, x)
+
+    def patches(self, path: str, embed: Any, image: Tensor, masked: Tensor | None) -> Tensor:
+        side, rows = embed.patch.size, image.shape[-1] // embed.patch.size
+        weight = self.params[f"{path}.patch.weight"].flatten(1)
+        found = []
+        for row in range(rows):
+            for column in range(rows):
+                cut = image[
+                    :, :, row * side : (row + 1) * side, column * side : (column + 1) * side
+                ]
+                found.append(cut.flatten(1) @ weight.T)
+        x = torch.stack(found, 1) + self.params.get(f"{path}.patch.bias", 0.0)
+        if masked is not None:
+            keep = (~masked)[..., None].to(x.dtype)
+            x = keep * x + (1 - keep) * self.params[f"{path}.mask_token"]
+        if embed.cls:
+            x = torch.cat([self.params[f"{path}.cls"].repeat(len(x), 1, 1), x], 1)
+        return x
+
+    # Parts
+
+    def matrix(self, path: str, x: Tensor) -> Tensor:
+        return x @ self.params[f"{path}.weight"].T + self.params.get(f"{path}.bias", 0.0)
+
+    def normed(self, path: str, norm: Any, x: Tensor, base: Any) -> Tensor:
+        """One norm with one set of parameters."""
+        eps = base.eps if norm.eps is None else norm.eps
+        if (norm.kind or base.kind) == "layer_norm":
+            x = x - x.mean(-1, keepdim=True)
+        x = x / ((x**2).mean(-1, keepdim=True) + eps).sqrt()
+        return x * self.params.get(f"{path}.weight", 1.0) + self.params.get(f"{path}.bias", 0.0)
+
+    def way_of(self, token: int, experts: Any) -> str:
+        if experts is None:
+            return ""
+        fused = experts.fused
+        if fused is not None and fused.where and set(fused.when) == set(self.token_modality):
+            return ".fused"
+        return f".{self.token_modality[token]}"
+
+    def by_way(self, experts: Any, x: Tensor, run: Callable[[str, Tensor], Tensor]) -> Tensor:
+        """`run(way, x)` on all tokens for every way; each token takes the result of its own."""
+        ways = [self.way_of(i, experts) for i in range(x.shape[1])]
+        results = {way: run(way, x) for way in set(ways)}
+        return torch.stack([results[way][:, i] for i, way in enumerate(ways)], 1)
+
+    def norm(self, path: str, norm: Any, x: Tensor, base: Any) -> Tensor:
+        return self.by_way(
+            norm.experts, x, lambda way, y: self.normed(f"{path}{way}", norm, y, base)
+        )
+
+    # Wiring
+
+    def streams(self, layer: int, sources: list[Tensor]) -> dict[str, Tensor]:
+        wiring, newest, last = self.spec.wiring, sources[-1], layer == self.spec.depth
+        mixed = [stream for stream in "qkvr" if stream in wiring.streams and layer > 0]
+        if last:
+            mixed = [stream for stream in mixed if stream == "r"]
+        path = "output.mix" if last else f"blocks.{layer}.mix"
+        weights = torch.zeros(*newest.shape[:2], len(mixed), len(sources), dtype=newest.dtype)
+        if mixed and wiring.static is not None:
+            weights = weights + self.params[f"{path}.static"]
+        if mixed and wiring.generator is not None:
+            weights = weights + self.generated(path, newest).reshape(weights.shape)
+        found = {
+            stream: sum(weights[:, :, i, j, None] * x for j, x in enumerate(sources))
+            for i, stream in enumerate(mixed)
+        }
+        rest = found.get("r", newest)
+        return {stream: found.get(stream, rest) for stream in "qkvr"}  # type: ignore[misc]
+
+    def generated(self, path: str, newest: Tensor) -> Tensor:
+        generator, base = self.spec.wiring.generator, self.spec.blocks[0].norm
+        assert generator is not None
+        if generator.norm is None:
+            x = newest / ((newest**2).mean(-1, keepdim=True) + base.eps).sqrt()
+        else:
+            x = self.normed(f"{path}.norm", generator.norm, newest, base)
+        x = ACTIVATIONS[generator.activation](self.matrix(f"{path}.hidden", x))
+        return self.matrix(f"{path}.output", x)
+
+    # Blocks
+
+    def block(self, layer: int, streams: Mapping[str, Tensor], seen: Tensor) -> Tensor:
+        block, residual = self.spec.blocks[layer], streams["r"]
+        after = residual + self.attention(layer, streams, seen)
+        return after + self.ffn(layer, residual if block.order == "parallel" else after)
+
+    def attention(self, layer: int, streams: Mapping[str, Tensor], seen: Tensor) -> Tensor:
+        block, path = self.spec.blocks[layer], f"blocks.{layer}.attention"
+        part, base = block.attention, block.norm
+        norm, wiring = part.norm or base, self.spec.wiring
+        three = bool(set("qkv") & set(wiring.streams))
+        if layer == 0 and wiring.first_block == "one_norm":
+            three = False
+        heads, kv_heads = part.heads, part.kv_heads or part.heads
+        projected = {}
+        for stream, role in zip("qkv", ("query", "key", "value"), strict=True):
+            here = f"{path}.norm.{stream}" if three else f"{path}.norm"
+            x = self.norm(here, norm, streams[stream], base)
+            role_path = f"{path}.{role}"
+            projected[role] = self.by_way(
+                part.experts, x, lambda way, y, p=role_path: self.matrix(f"{p}{way}", y)
+            )
+        query, key = (
+            self.positioned(layer, role, projected[role], count)
+            for role, count in (("query", heads), ("key", kv_heads))
+        )
+        value = projected["value"].unflatten(-1, (kv_heads, -1))
+        y = self.attended(part.mask == "causal", query, key, value, seen)
+
+        def finish(way: str, z: Tensor) -> Tensor:
+            if part.sub_norm is not None:
+                z = self.normed(f"{path}.sub_norm{way}", part.sub_norm, z, base)
+            return self.matrix(f"{path}.output{way}", z)
+
+        return self.by_way(part.experts, y, finish)
+
+    def positioned(self, layer: int, role: str, x: Tensor, count: int) -> Tensor:
+        """[B, T, heads, E] with norm and rotary positions."""
+        block, path = self.spec.blocks[layer], f"blocks.{layer}.attention.{role}_norm"
+        qk, rotary = block.attention.qk_norm, block.attention.position
+        if qk is not None and qk.over == "width":
+            x = self.normed(path, qk, x, block.norm)
+        x = x.unflatten(-1, (count, -1))
+        if qk is not None and qk.over == "head":
+            x = self.normed(path, qk, x, block.norm)
+        if rotary is None:
+            return x
+        turning = int(x.shape[-1] * rotary.fraction)
+        columns = list(x.unbind(-1))
+        token = torch.arange(x.shape[1], dtype=x.dtype)[:, None]
+        for j in range(turning // 2):
+            half = rotary.pairs == "half"
+            a, b = (j, j + turning // 2) if half else (2 * j, 2 * j + 1)
+            turn = torch.polar(torch.ones_like(token), token * rotary.base ** (-2 * j / turning))
+            turned = torch.complex(columns[a], columns[b]) * turn
+            columns[a], columns[b] = turned.real, turned.imag
+        return torch.stack(columns, -1)
+
+    def attended(
+        self, causal: bool, query: Tensor, key: Tensor, value: Tensor, seen: Tensor
+    ) -> Tensor:
+        """Heads laid end to end: [B, T, heads * E]."""
+        group = query.shape[2] // key.shape[2]
+        found = []
+        for head in range(query.shape[2]):
+            k, v = key[:, :, head // group], value[:, :, head // group]
+            scores = torch.einsum("bte,bse->bts", query[:, :, head], k) / k.shape[-1] ** 0.5
+            allowed = seen[:, None, :].expand(scores.shape)
+            if causal:
+                allowed = allowed & torch.ones(scores.shape[1:], dtype=torch.bool).tril()
+            odds = torch.where(allowed, (scores - scores.amax(-1, keepdim=True)).exp(), 0.0)
+            found.append(odds / odds.sum(-1, keepdim=True) @ v)
+        return torch.cat(found, -1)
+
+    def ffn(self, layer: int, x: Tensor) -> Tensor:
+        block, path = self.spec.blocks[layer], f"blocks.{layer}.ffn"
+        part = block.ffn
+
+        def run(way: str, y: Tensor) -> Tensor:
+            up = self.matrix(f"{path}.up{way}", y)
+            activation = ACTIVATIONS[part.activation]
+            if part.gate:
+                z = activation(self.matrix(f"{path}.gate{way}", y)) * up
+            else:
+                z = activation(up)
+            if part.sub_norm is not None:
+                z = self.normed(f"{path}.sub_norm{way}", part.sub_norm, z, block.norm)
+            return self.matrix(f"{path}.down{way}", z)
+
+        x = self.norm(f"{path}.norm", part.norm or block.norm, x, block.norm)
+        return self.by_way(part.experts, x, run)
