@@ -7,16 +7,18 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from multiway.compiler.build import build, parameters, program_names
-from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value
+from multiway.compiler.build import parameters, program_names
+from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value, grouped
 from multiway.compiler.lower import empty_parameters, lower
 from multiway.compiler.ops.cross_entropy import IGNORED
+from multiway.compiler.pipeline import Options
+from multiway.compiler.stages import Stages
 from multiway.compiler.types import Sym, Tensor, Type, number
-from multiway.compiler.verify import verify
 from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
+from multiway.runtime.kernels.packed_linear import adjoin
 from multiway.runtime.model import Model, Programs
 from multiway.specs.errors import MultiwayError
 from multiway.specs.spec import Spec
@@ -31,12 +33,13 @@ def compile_spec(
     seed: int = 0,
     taps: Sequence[str] = (),
     fill: bool = True,
+    options: Options | None = None,
 ) -> Model:
     """A model with initial weights. Raises MultiwayError.
 
     fill: False leaves the weights as the allocator gave them, for a file to be read into.
-
     taps: further values that the main programs put out; see LayerGraph.resolve.
+    options: those of the pipeline; None for the reference, which no pass has touched.
     """
     if not spec.head_name or head is not None:
         spec = spec.for_head(head)
@@ -48,29 +51,36 @@ def compile_spec(
     )
     if fill:
         _initialise(containers, declared, device, seed)
-    graphs = _Graphs(spec, taps)
+    if options is not None and options.mode == "inference":
+        containers.requires_grad_(False)
+    stages = Stages(spec, options, taps)
+
+    def program(name: str, parts: nn.Module) -> fx.GraphModule:
+        graph = stages[name][-1].graph
+        if options is not None:
+            pack(graph, parts)
+        return lower(graph, parts, kernels=options is not None)
+
     return Model(
         spec=spec,
         containers=containers,
-        programs=Programs(
-            program_names(spec), lambda name, parts: lower(graphs[name], parts), containers
-        ),
-        expected=lambda name: expected_inputs(spec, graphs[name]),
+        programs=Programs(program_names(spec), program, containers),
+        expected=lambda name: expected_inputs(spec, stages[name][0].graph),
     )
 
 
-class _Graphs(dict[str, LayerGraph]):
-    """The layer graphs of a spec's programs, built and verified when first asked for."""
-
-    def __init__(self, spec: Spec, taps: Sequence[str]) -> None:
-        super().__init__()
-        self.spec, self.taps = spec, taps
-
-    def __missing__(self, name: str) -> LayerGraph:
-        graph = build(self.spec, program=name, taps=self.taps)
-        verify(graph)
-        self[name] = graph
-        return graph
+def pack(graph: LayerGraph, containers: nn.Module) -> None:
+    """Lays weights that one product reads one behind the other in memory. Values, names and
+    identities of parameters stay; a parameter that lies beside others already stays there.
+    """
+    for record in graph:
+        if record.op != "packed_linear":
+            continue
+        for paths in grouped(record.params).values():
+            found = [containers.get_parameter(path) for path in paths]
+            alone = all(p.untyped_storage().nbytes() == p.nbytes for p in found)
+            if alone and len({p.dtype for p in found}) == 1 and found[0].device.type != "meta":
+                adjoin(found)
 
 
 def _initialise(

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import fx
 
+from multiway.compiler.dispatch import fast
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph
 from multiway.compiler.op import registry
 
@@ -63,7 +64,10 @@ class _Walk:
         for node in module.graph.nodes:
             if node.op == "output":
                 return self.unbox(node.args[0], values)
-            if node.op not in ("placeholder", "get_attr"):
+            if node.op == "get_attr" and "path" in node.meta:  # what is made once
+                self.nodes[node.meta["path"]] = node.meta["op"]
+                values[node] = (node.meta["path"], 0)
+            elif node.op not in ("placeholder", "get_attr"):
                 values[node] = self.step(module, node, values)
         raise AssertionError("an fx graph without output")
 
@@ -91,14 +95,14 @@ class _Walk:
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> tuple[str, int]:
         path = node.meta["path"]
         op = registry()[node.meta["op"]]
-        assert node.target is op.reference
+        assert node.target in (op.reference, fast(op.name))
         self.nodes[path] = op.name
         names = [slot.name for slot in op.parsed.inputs]
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
         for name, argument in given.items():
             many = isinstance(argument, (list, tuple))
             for i, each in enumerate(argument if many else [argument]):  # type: ignore[arg-type]
-                if isinstance(each, fx.Node) and each.op != "get_attr":
+                if isinstance(each, fx.Node) and each in values:
                     source, port = values[each]
                     self.edges.add((source, port, path, f"{name}.{i}" if many else name))
         return (path, 0)

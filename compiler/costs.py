@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record
-from multiway.compiler.op import registry
+from multiway.compiler.compose import trace
+from multiway.compiler.graph import INPUT, OUTPUT, ArgumentTypes, LayerGraph, Record
+from multiway.compiler.op import Op, registry
 from multiway.compiler.types import History, Sizes, Sym, Tensor, Type, number
 
 _BYTES = {"float": 4, "int": 8, "bool": 1}
+VIEWS = ("split_heads", "merge_heads", "split", "append", "segment_lengths")
 PARTS = ("embed", "attention", "ffn", "mix", "output", "heads", "other")
 
 
@@ -71,11 +74,20 @@ def total(parts: Mapping[str, Cost]) -> Cost:
 
 
 def node_flops(graph: LayerGraph, record: Record, sizes: Mapping[str, int]) -> float:
-    """FLOPs of one node, from its op's own formula."""
-    op = registry()[record.op]
+    """FLOPs of one node: from its op's own formula, or the small graph that it stands for."""
     types = graph.argument_types(record, graph.arguments(record.path))
+    op = registry()[record.op]
+    if not op.composed:
+        return _flops(op, types, record.attrs, sizes)
+    steps = trace(op, types, record.attrs).steps
+    return sum(_flops(registry()[each.op], each.types, each.attrs, sizes) for each in steps)
+
+
+def _flops(
+    op: Op, types: ArgumentTypes, attrs: Mapping[str, Any], sizes: Mapping[str, int]
+) -> float:
     letters = {}
-    for letter, value in op.sizes(types, record.attrs).items():
+    for letter, value in op.sizes(types, attrs).items():
         if letter == "*":
             letters[letter] = math.prod(number(d, sizes) for d in value)
         elif isinstance(value, (int, Sym)):
@@ -92,6 +104,31 @@ def type_bytes(kind: Type, sizes: Mapping[str, int]) -> int:
             return length * math.prod(number(d, sizes) for d in shape) * _BYTES["float"]
         case Sizes():
             return 0
+
+
+def moved_bytes(graph: LayerGraph, sizes: Mapping[str, int]) -> int:
+    """Bytes that all nodes read and write, in float32, if each reads its inputs once."""
+    total = 0
+    for record in graph:
+        if record.op in (INPUT, OUTPUT, *VIEWS):
+            continue
+        types = graph.argument_types(record, graph.arguments(record.path)).values()
+        for kind in [*types, *record.outputs]:
+            total += sum(type_bytes(t, sizes) for t in ([kind] if isinstance(kind, Type) else kind))
+    return total
+
+
+def products(graph: LayerGraph) -> int:
+    """How many matrix products a program makes, attention's own not counted."""
+    found = 0
+    for record in graph:
+        if record.op in ("linear", "packed_linear", "linear_cross_entropy"):
+            found += 1
+        elif record.op == "token_weights":
+            found += 2
+        elif record.op == "linear_sum":
+            found += len(graph.arguments(record.path)["xs"])
+    return found
 
 
 def default_sizes(

@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import networkx as nx
 
@@ -85,6 +85,7 @@ class LayerGraph:
         self.name = name
         self.params = dict(params)
         self.names: dict[str, Value] = {}
+        self.recompute: frozenset[str] = frozenset()  # blocks that backward runs once more
 
     # Building
 
@@ -93,6 +94,10 @@ class LayerGraph:
         assert record.path not in self.nx, f"two nodes at {record.path}"
         if record.op not in (INPUT, OUTPUT):
             record = dataclasses.replace(record, outputs=self._infer(record, arguments))
+        return self.adopt(record, arguments)
+
+    def adopt(self, record: Record, arguments: Arguments) -> list[Value]:
+        """Adds a node whose outputs are known already, such as one of another graph."""
         self.nx.add_node(record.path, record=record)
         edges: list[tuple[str, Value]] = []
         for name, given in arguments.items():
@@ -125,8 +130,11 @@ class LayerGraph:
                 types[name] = self.type(given)
             else:
                 types[name] = [self.type(value) for value in given]
-        for role, path in record.params.items():
-            types[role] = Tensor(self.params[path].shape)
+        for role, path in grouped(record.params).items():
+            if isinstance(path, str):
+                types[role] = Tensor(self.params[path].shape)
+            else:
+                types[role] = [Tensor(self.params[each].shape) for each in path]
         return types
 
     # Reading
@@ -156,16 +164,7 @@ class LayerGraph:
 
     def arguments(self, path: str) -> dict[str, Value | list[Value]]:
         """What a node reads, by argument; an argument that takes many is a list."""
-        found: dict[str, Value | list[Value]] = {}
-        for argument, value in self.sources(path).items():
-            name, dot, _ = argument.partition(".")
-            if not dot:
-                found[name] = value
-            else:
-                many = found.setdefault(name, [])
-                assert isinstance(many, list)
-                many.append(value)
-        return found
+        return grouped(self.sources(path))
 
     def sources(self, path: str) -> dict[str, Value]:
         """What a node reads, one entry an edge, in order: `x`, `parts.0`, `parts.1`."""
@@ -221,6 +220,7 @@ class LayerGraph:
     def to_json(self) -> dict[str, Any]:
         """The graph as networkx node-link data of plain values. `from_json` is the inverse."""
         plain = nx.MultiDiGraph(name=self.name, names={k: list(v) for k, v in self.names.items()})
+        plain.graph["recompute"] = sorted(self.recompute)
         plain.graph["params"] = [_plain(param) for param in self.params.values()]
         for record in self:
             data = _plain(record)
@@ -239,6 +239,7 @@ class LayerGraph:
         params = [_param(each) for each in plain.graph["params"]]
         graph = cls(name=plain.graph["name"], params={param.path: param for param in params})
         graph.names = {name: Value(*value) for name, value in plain.graph["names"].items()}
+        graph.recompute = frozenset(plain.graph["recompute"])
         for path, each in plain.nodes(data=True):
             outputs = tuple(from_plain(t) for t in each["outputs"])
             fields = {**each, "outputs": outputs, "passes": tuple(each["passes"])}
@@ -246,6 +247,23 @@ class LayerGraph:
             graph.nx.add_node(path, record=Record(path=path, **fields))
         graph.nx.add_edges_from(plain.edges(keys=True, data=True))
         return graph
+
+
+T = TypeVar("T")
+
+
+def grouped(numbered: Mapping[str, T]) -> dict[str, T | list[T]]:
+    """`x`, `parts.0`, `parts.1` as x and a list parts."""
+    found: dict[str, T | list[T]] = {}
+    for argument, value in numbered.items():
+        name, dot, _ = argument.partition(".")
+        if not dot:
+            found[name] = value
+        else:
+            many = found.setdefault(name, [])
+            assert isinstance(many, list)
+            many.append(value)
+    return found
 
 
 def _numbered(name: str, values: Sequence[Value]) -> list[tuple[str, Value]]:

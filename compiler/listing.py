@@ -9,8 +9,9 @@ from torch import fx
 
 _HEADER = '''"""{name}, head {head}: written by multiway {version}.
 
-Every class is one program or one block of it; the calls are the reference semantics in
-multiway.ops, and names are paths of the spec. `assemble` gives the classes their parameters:
+Every class is one program or one block of it; names are paths of the spec. The calls are the
+reference semantics in multiway.ops, or kernels of the same ops in multiway.kernels. `assemble`
+gives the classes their parameters:
 
     import multiway as mw
     model = mw.compile("spec.yaml", head="{head}")
@@ -18,7 +19,7 @@ multiway.ops, and names are paths of the spec. `assemble` gives the classes thei
 """
 
 import torch
-from multiway import ops
+from multiway import kernels, ops
 from torch import nn
 
 '''
@@ -76,6 +77,7 @@ def _blocks(module: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
 def readable(code: str) -> str:
     """Code of an fx graph without the lines' `x = None` tails, calling `ops.linear` and so on."""
     code = re.sub(r";  (\w+ = )+None(?=$|\n)", "", code)
+    code = code.replace("multiway_kernels_", "kernels.")
     return code.replace("multiway_ops_", "ops.").strip()
 
 

@@ -1,7 +1,9 @@
 """Layer graph to torch.fx: a root GraphModule that calls one GraphModule a block.
 
 Nothing is traced. Every graph node becomes one call; parameters are read with get_attr, a port of
-several with getitem. All programs of a model read the same parameter modules.
+several with getitem. All programs of a model read the same parameter modules. Only nodes that read
+nothing but parameters and whose op is `once` become no calls: an inference program keeps what they
+give as buffers (runtime/folded.py).
 """
 
 from __future__ import annotations
@@ -13,22 +15,30 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils.checkpoint import checkpoint
 
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
+from multiway.compiler.compose import several
+from multiway.compiler.dispatch import fast
+from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of, grouped
 from multiway.compiler.op import registry
 from multiway.compiler.steps import Step, steps
+from multiway.runtime.folded import Folded, Recipe
 
 
-def lower(graph: LayerGraph, containers: nn.Module) -> fx.GraphModule:
-    """The program as a GraphModule. `containers` holds the parameters under their spec paths."""
-    return _Lowering(graph, containers).program()
+def lower(graph: LayerGraph, containers: nn.Module, *, kernels: bool = False) -> fx.GraphModule:
+    """The program as a GraphModule. `containers` holds the parameters under their spec paths.
+
+    kernels: call the kernels of ops where there are any; else only references.
+    """
+    return _Lowering(graph, containers, kernels).program()
 
 
 class _Scope:
     """One fx graph while it is made: the root, or a block."""
 
-    def __init__(self, graph: LayerGraph, prefix: str) -> None:
-        self.source, self.prefix = graph, prefix
+    def __init__(self, graph: LayerGraph, prefix: str, kernels: bool) -> None:
+        self.source, self.prefix, self.kernels = graph, prefix, kernels
+        self.once: dict[str, Record] = {}  # by the name of the buffer
         self.fx = fx.Graph()
         self.values: dict[Value, fx.Node] = {}
         self.parameters: dict[str, fx.Node] = {}
@@ -46,26 +56,38 @@ class _Scope:
     def call(self, record: Record) -> None:
         """Adds the call of one graph node and binds its outputs."""
         op = registry()[record.op]
+        if op.once:
+            name = self.name(record.path)
+            self.once[name] = record
+            node = self.fx.create_node("get_attr", f"folded.{name}", (), {}, name)
+            self.bind(record, node, False)
+            return
         arguments: dict[str, Any] = {}
         for name, given in self.source.arguments(record.path).items():
             if isinstance(given, Value):
                 arguments[name] = self.values[given]
             else:
                 arguments[name] = [self.values[value] for value in given]
-        arguments |= {role: self.parameter(path) for role, path in record.params.items()}
+        arguments |= {
+            role: self.parameter(paths)
+            if isinstance(paths, str)
+            else list(map(self.parameter, paths))
+            for role, paths in grouped(record.params).items()
+        }
         names = [slot.name for slot in op.parsed.inputs]
         count = next((i for i, name in enumerate(names) if name not in arguments), len(names))
         args = tuple(arguments[name] for name in names[:count])
         kwargs = {name: arguments[name] for name in names[count:] if name in arguments}
+        target = fast(op.name) if self.kernels else op.reference
         node = self.fx.create_node(
-            "call_function", op.reference, args, {**kwargs, **record.attrs}, self.name(record.path)
+            "call_function", target, args, {**kwargs, **record.attrs}, self.name(record.path)
         )
-        self.bind(record, node, len(op.parsed.outputs) > 1 or op.parsed.outputs[0].mark != "")
+        self.bind(record, node, several(op))
 
-    def bind(self, record: Record, node: fx.Node, several: bool) -> None:
+    def bind(self, record: Record, node: fx.Node, many: bool) -> None:
         """Gives the outputs of a node their fx nodes: itself, or one getitem a port."""
         node.meta.update(path=record.path, op=record.op, span=record.span, passes=record.passes)
-        if not several:
+        if not many:
             self.values[Value(record.path)] = node
             return
         for port in sorted(self.source.ports_read(record.path)):
@@ -84,10 +106,11 @@ class _Scope:
 
 
 class _Lowering:
-    def __init__(self, graph: LayerGraph, containers: nn.Module) -> None:
-        self.graph, self.containers = graph, containers
-        self.root = _Scope(graph, "")
+    def __init__(self, graph: LayerGraph, containers: nn.Module, kernels: bool) -> None:
+        self.graph, self.containers, self.kernels = graph, containers, kernels
+        self.root = _Scope(graph, "", kernels)
         self.blocks: dict[str, fx.GraphModule] = {}
+        self.recipes: dict[str, Recipe] = {}  # by the path of the node
 
     def program(self) -> fx.GraphModule:
         for record in self.graph.inputs():
@@ -102,11 +125,45 @@ class _Lowering:
                 self.root.call(item.records[0])
         roots = dict(self.containers.named_children())
         roots.pop("blocks")
-        return _module(self.root.fx, {**roots, **self.blocks}, self.graph.name)
+        roots |= self.folded(self.root)
+        module = _module(self.root.fx, {**roots, **self.blocks}, self.graph.name)
+        if self.recipes:
+            module.register_forward_pre_hook(Folded(list(self.recipes.values()), self.groups()))
+        return module
+
+    def folded(self, scope: _Scope) -> dict[str, nn.Module]:
+        """A module with a buffer for everything in a scope that is made from parameters once."""
+        if not scope.once:
+            return {}
+        module = nn.Module()
+        for name, record in scope.once.items():
+            module.register_buffer(name, torch.empty(0), persistent=False)
+            self.recipes[record.path] = Recipe(
+                module=module,
+                name=name,
+                function=registry()[record.op].reference,
+                parameters={
+                    role: self.containers.get_parameter(path)
+                    for role, path in record.params.items()
+                },
+            )
+        return {"folded": module}
+
+    def groups(self) -> list[list[int]]:
+        """Recipes by number whose tensors one packed_linear reads."""
+        numbers = {path: i for i, path in enumerate(self.recipes)}
+        found = []
+        for record in self.graph:
+            if record.op == "packed_linear":
+                for values in self.graph.arguments(record.path).values():
+                    many = [] if isinstance(values, Value) else values
+                    if many and all(value.path in numbers for value in many):
+                        found.append([numbers[value.path] for value in many])
+        return found
 
     def block(self, item: Step) -> None:
         """Makes a block's GraphModule and calls it."""
-        scope = _Scope(self.graph, item.block)
+        scope = _Scope(self.graph, item.block, self.kernels)
         outside = self._read_from_outside(item)
         for value in outside:
             scope.placeholder(self._placeholder_name(value), value)
@@ -116,7 +173,10 @@ class _Lowering:
         made = [scope.values[value] for value in results]
         scope.fx.output(made[0] if len(made) == 1 else tuple(made))
         module = self.containers.get_submodule(".".join(item.block.split(".")[-2:]))
-        self.blocks[item.block] = _module(scope.fx, dict(module.named_children()), item.block)
+        children = {**dict(module.named_children()), **self.folded(scope)}
+        self.blocks[item.block] = _module(scope.fx, children, item.block)
+        if item.block in self.graph.recompute:
+            recompute(self.blocks[item.block])
         arguments = tuple(self.root.values[value] for value in outside)
         name = self.root.name(item.block)
         call = self.root.fx.create_node("call_module", item.block, arguments, {}, name)
@@ -174,6 +234,19 @@ class _Lowering:
                 found[name] = node
         results = [*found.values(), *([tapped] if tapped else [])]
         return results[0] if len(results) == 1 else tuple(results)
+
+
+def recompute(module: nn.Module) -> None:
+    """Lets a block keep only its inputs for backward, which then runs it once more."""
+    run = module.forward
+
+    def forward(*args: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return run(*args)
+        # No op draws numbers, so there is no state of a generator to keep.
+        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
+
+    module.forward = forward
 
 
 def _numbered(name: str) -> Iterator[str]:

@@ -19,7 +19,8 @@ Letters = Mapping[str, int]
 
 @dataclass(frozen=True)
 class Attr:
-    """An attribute of an op. With a `letter`, its value binds that letter of the signature."""
+    """An attribute of an op. With a `letter`, its value (of a list: its length) binds that letter
+    of the signature."""
 
     doc: str
     default: Any = None
@@ -62,6 +63,10 @@ class Op:
     params: Mapping[str, Init] = field(default_factory=dict)  # role to how it starts
     derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     flops: Callable[[Letters], float] = _no_flops
+    tokenwise: tuple[str, ...] = ()  # inputs that run along the tokens, each token for itself
+    saves: tuple[str, ...] = ()  # inputs (and "output") that backward needs
+    once: bool = False  # reads parameters only, and inference programs keep what it gives
+    composed: bool = False  # the reference calls other ops only: a fused op
     samples: Sequence[Sample] = ()
     rejects: Sequence[Reject] = ()
     cite: str = ""
@@ -86,7 +91,8 @@ class Op:
 
     def letters(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
         """The letters that attributes bind."""
-        return {a.letter: attrs[n] for n, a in self.attrs.items() if a.letter}
+        found = {a.letter: attrs[n] for n, a in self.attrs.items() if a.letter}
+        return {k: len(v) if isinstance(v, (list, tuple)) else v for k, v in found.items()}
 
     def types(
         self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
@@ -116,10 +122,14 @@ def _types(
 
 @functools.cache
 def registry() -> Mapping[str, Op]:
-    """Every op by name, in the order of the file names."""
-    package = importlib.import_module("multiway.compiler.ops")
-    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    ops = [importlib.import_module(f"multiway.compiler.ops.{name}").OP for name in names]
-    for name, op in zip(names, ops, strict=True):
-        assert op.name == name, f"compiler/ops/{name}.py defines {op.name}"
-    return {op.name: op for op in ops}
+    """Every op by name, in the order of the file names; fused ops come last."""
+    found: dict[str, Op] = {}
+    for folder in ("ops", "fusions"):
+        package = importlib.import_module(f"multiway.compiler.{folder}")
+        for name in sorted(module.name for module in pkgutil.iter_modules(package.__path__)):
+            op = importlib.import_module(f"multiway.compiler.{folder}.{name}").OP
+            assert op.name == name, f"compiler/{folder}/{name}.py defines {op.name}"
+            assert op.composed == (folder == "fusions") and name not in found
+            found[name] = op
+    importlib.import_module("multiway.compiler.compose").fill(found)
+    return found

@@ -4,8 +4,9 @@
 
 A letter is bound where it is first met and must agree everywhere else; `*` stands for any number of
 axes; `name?` may be absent; `A*B` and `A+1` are worked out. `parts+[B,T+,D]` is any number of
-values whose `T` add up to `T+`; `stream{C}[...]` is C values. A suffix gives what is not a float
-tensor: `:int`, `:bool`, `:any`, `:list` (its first letter is the length), `:sizes`.
+values whose `T` add up to `T+`, `parts+?` may be absent too; `stream{C}[...]` is C values. A suffix
+gives what is not a float tensor: `:int`, `:bool`, `:any`, `:list` (its first letter is the length),
+`:sizes`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from multiway.compiler.types import (
     multiply,
 )
 
-_VALUE = re.compile(r"(\w+)(\?|\+|\{\w+\})?\[([^\]]*)\](?::(\w+))?")
+_VALUE = re.compile(r"(\w+)(\?|\+\??|\{\w+\})?\[([^\]]*)\](?::(\w+))?")
 
 
 class ShapeError(Exception):
@@ -41,17 +42,17 @@ class Slot:
     """One value of a signature."""
 
     name: str
-    mark: str  # "", "?" (optional), "+" (any number), or "{C}" (C times)
+    mark: str  # "", "?" (optional), "+" (any number), "+?" (that or none), or "{C}" (C times)
     dims: tuple[str, ...]
     kind: str  # float, int, bool, list, sizes
 
     @property
     def optional(self) -> bool:
-        return self.mark == "?"
+        return self.mark.endswith("?")
 
     @property
     def variadic(self) -> bool:
-        return self.mark == "+"
+        return self.mark.startswith("+")
 
 
 @dataclass(frozen=True)

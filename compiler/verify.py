@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph
+from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, grouped
 from multiway.compiler.op import registry
 from multiway.compiler.signature import ShapeError
 
@@ -41,11 +41,12 @@ def _check_node(graph: LayerGraph, path: str) -> None:
     record = graph.record(path)
     op = registry()[record.op]
     arguments = graph.arguments(path)
-    known = {slot.name for slot in op.parsed.inputs} - set(op.params)
+    known = {slot.name for slot in op.parsed.inputs} - set(grouped(record.params))
     _require(arguments.keys() <= known, f"{path}: {record.op} takes no {set(arguments) - known}")
     for role, param in record.params.items():
         _require(param in graph.params, f"{path}: no parameter {param}")
-        _require(role in op.params, f"{path}: {record.op} has no parameter {role}")
+        name = role.partition(".")[0]
+        _require(name in op.params, f"{path}: {record.op} has no parameter {role}")
     try:
         again = op.types(graph.argument_types(record, arguments), record.attrs)
     except ShapeError as error:

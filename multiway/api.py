@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from multiway.compiler.build import build as build_graph
 from multiway.compiler.build import check_init
@@ -64,21 +64,34 @@ def compile(
     taps: Sequence[str] = (),
     weights: str | Path | None = None,
     fuse: bool = True,
+    mode: Literal["train", "inference"] = "train",
+    without: Sequence[str] = (),
+    memory_budget: int | None = None,
+    sizes: Mapping[str, int] | None = None,
     set: Mapping[str, Any] | None = None,
 ) -> Model:
     """A model that runs, with initial weights or those of a file. Raises MultiwayError.
 
     weights: a file that multiway wrote. For released checkpoints see `import_weights`.
-    fuse: False gives the reference, which defines what every other form must compute. No fusing
-        pass is in the pipeline of this version, so both are the reference.
+    fuse: False gives the reference, which defines what every other form must compute.
+    mode: "inference" takes no gradients, and may keep copies of weights with norms folded in.
+    without: passes of the pipeline (compiler/pipeline.py) to leave out.
+    memory_budget: bytes that a training step may keep for its backward at `sizes`, such as
+        {"B": 4, "T": 512}; blocks are recomputed until it fits. See docs/compiler.md.
     """
     import torch
 
     from multiway.compiler.compile import compile_spec
+    from multiway.compiler.pipeline import Options
     from multiway.runtime.weights import load_weights
 
+    spec = load(source, set=set)
+    options = Options(
+        mode=mode, without=without, memory_budget=memory_budget, sizes=sizes or {}
+    )
     model = compile_spec(
-        load(source, set=set),
+        spec,
+        options=options if fuse else None,
         head=head,
         device=device,
         dtype=dtype or torch.float32,

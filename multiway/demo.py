@@ -20,10 +20,12 @@ from rich.syntax import Syntax
 
 import multiway as mw
 from multiway.catalogue import limits
-from multiway.commands.compile import report
 from multiway.commands.show import table
 from multiway.compiler.costs import costs, default_sizes
+from multiway.compiler.pipeline import Options
 from multiway.compiler.printing import to_text
+from multiway.compiler.report import report, summary
+from multiway.compiler.stages import Stages
 from multiway.runtime.generate import greedy
 from multiway.runtime.predict import Example, Predictor
 from multiway.runtime.tokenizer import Bytes
@@ -188,8 +190,10 @@ def compiled(source: str | dict[str, Any], head: str) -> mw.Model:
         model.programs[program]
     total = sum(p.numel() for p in model.parameters())
     spent = time.perf_counter() - start
-    graphs = {program: mw.build(model.spec, program=program) for program in model.programs}
-    console.print(report(model.spec, graphs).strip())
+    stages = Stages(model.spec, Options())
+    for program in model.programs:
+        told = summary(report(stages[program], limits=limits(model.spec)))
+        console.print(f"program {program}: {told}")
     console.print(f"compiled with {total:,} random weights in {spent:.1f} s\n")
     return model
 

@@ -29,6 +29,8 @@ OP = Op(
     doc="gelu is the exact (erf) form, gelu_tanh its approximation; relu_squared is relu(x)^2.",
     attrs={"kind": Attr("which function")},
     flops=lambda n: 8 * n["*"],
+    tokenwise=("x",),
+    saves=("x",),
     samples=[
         Sample(shapes={"x": (2, 3)}, attrs={"kind": kind})
         for kind in ("gelu", "gelu_tanh", "silu", "relu_squared", "tanh", "sigmoid")

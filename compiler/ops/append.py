@@ -20,6 +20,7 @@ OP = Op(
     reference=append,
     doc="The list with x at its end; without a list, one that holds x alone.",
     derive=_start,
+    tokenwise=("history", "x"),
     samples=[
         Sample(shapes={"history": [(2, 3), (2, 3)], "x": (2, 3)}),
         Sample(shapes={"x": (2, 3)}),

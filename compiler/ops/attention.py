@@ -36,6 +36,7 @@ OP = Op(
     attrs={"causal": Attr("position t sees 0 .. t only", False)},
     derive=_shared,
     flops=lambda n: 4 * n["B"] * n["H"] * n["T"] * n["S"] * n["E"],
+    saves=("query", "key", "value", "output"),
     samples=[
         Sample(
             shapes={"query": (2, 4, 3, 5), "key": (2, 2, 3, 5), "value": (2, 2, 3, 5)},

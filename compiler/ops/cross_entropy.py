@@ -37,6 +37,7 @@ OP = Op(
     ),
     attrs={"smoothing": Attr("probability given to the wrong classes", 0.0)},
     flops=lambda n: 5 * n["*"] * n["V"],
+    saves=("logits",),
     samples=[
         Sample(shapes={"logits": (2, 3, 4), "labels": (2, 3)}, attrs={"smoothing": 0.0}),
         Sample(shapes={"logits": (2, 4), "labels": (2,)}, attrs={"smoothing": 0.1}),

@@ -21,6 +21,7 @@ OP = Op(
     doc="Way-major: entry c * L + l of `dynamic` weighs source l in way c.",
     attrs={"ways": Attr("number of sums", letter="C")},
     params={"static": NEWEST},
+    tokenwise=("dynamic",),
     samples=[
         Sample(shapes={"dynamic": (2, 3, 8), "static": (2, 4)}, attrs={"ways": 2}),
         Sample(shapes={"static": (2, 4)}, attrs={"ways": 2}),

@@ -21,6 +21,8 @@ OP = Op(
     attrs={"eps": Attr("added to the variance", 1e-5)},
     params={"weight": ONES, "bias": ZEROS},
     flops=lambda n: 8 * n["*"] * n["D"],
+    tokenwise=("x",),
+    saves=("x",),
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weight": (4,), "bias": (4,)}, attrs={"eps": 1e-5}),
         Sample(shapes={"x": (3, 4)}, attrs={"eps": 1e-6}),

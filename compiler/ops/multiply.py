@@ -16,6 +16,8 @@ OP = Op(
     reference=multiply,
     doc="a * b.",
     flops=lambda n: n["*"],
+    tokenwise=("a", "b"),
+    saves=("a", "b"),
     samples=[Sample(shapes={"a": (2, 3), "b": (2, 3)})],
     rejects=[Reject(shapes={"a": (2, 3), "b": (2, 4)}, error="* is [2,3] in a but [2,4] in b")],
 )

@@ -23,6 +23,8 @@ OP = Op(
     attrs={"eps": Attr("added to the mean of squares", 1e-6)},
     params={"weight": ONES, "bias": ZEROS},
     flops=lambda n: 5 * n["*"] * n["D"],
+    tokenwise=("x",),
+    saves=("x",),
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weight": (4,)}, attrs={"eps": 1e-6}),
         Sample(shapes={"x": (3, 4)}, attrs={"eps": 1e-5}),

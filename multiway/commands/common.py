@@ -43,6 +43,14 @@ TokenizerOption = Annotated[
 WeightsOption = Annotated[
     Path | None, typer.Option(help="Weights that `multiway import` wrote; default: random ones.")
 ]
+WithoutOption = Annotated[
+    list[str] | None,
+    typer.Option("--without", metavar="PASS", help="Leave a pass of the pipeline out."),
+]
+AllowOption = Annotated[
+    list[str] | None,
+    typer.Option("--allow", metavar="NUMERICS", help="Also run passes that are only `approx`."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 

@@ -1,20 +1,39 @@
-"""multiway compile: a model as readable files."""
+"""multiway compile: a model as readable files, and what the compiler did."""
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import shutil
 import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiway import api
-from multiway.commands.common import HeadOption, SetOption, SpecArgument, note, read_spec
-from multiway.compiler.build import build, program_names
+from multiway.catalogue import limits
+from multiway.commands.common import (
+    AllowOption,
+    HeadOption,
+    JsonOption,
+    SetOption,
+    SpecArgument,
+    WithoutOption,
+    note,
+    print_json,
+    read_spec,
+)
+from multiway.compiler.build import build, parameters, program_names
+from multiway.compiler.costs import default_sizes
 from multiway.compiler.graph import LayerGraph
+from multiway.compiler.pipeline import Options, Stage
 from multiway.compiler.printing import to_text
+from multiway.compiler.report import report
+from multiway.compiler.report import to_text as to_report_text
+from multiway.compiler.stages import Stages
 from multiway.specs import MultiwayError, Spec
 
 if TYPE_CHECKING:
@@ -23,25 +42,125 @@ if TYPE_CHECKING:
 MAX_RUN_BYTES = 2**31  # --verify runs models up to this size on real numbers, larger ones on meta
 
 
+class Mode(StrEnum):
+    """What programs are compiled for."""
+
+    train = "train"
+    inference = "inference"
+
+
 def command(
     source: SpecArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="The folder to write.")] = None,
     head: HeadOption = None,
+    show_report: Annotated[
+        bool, typer.Option("--report", help="Print what every pass did and what kernels take.")
+    ] = False,
+    dump: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the graphs after every pass.")
+    ] = None,
+    mode: Annotated[
+        Mode, typer.Option(help="inference: no gradients; norms go into weights.")
+    ] = Mode.train,
+    without: WithoutOption = None,
+    allow: AllowOption = None,
+    memory_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BYTES",
+            help="What a training step may keep for backward, such as 1.5GiB; see --batch.",
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows that bytes are counted for.")] = 1,
+    length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that bytes are counted for; default: all.")
+    ] = None,
+    no_fuse: Annotated[
+        bool, typer.Option("--no-fuse", help="The reference: no pass, no kernel.")
+    ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Check graphs, lowered code and listing, and run them.")
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
     settings: SetOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Write model.py, the resolved spec, the graphs and a report."""
+    """Write model.py, the resolved spec, the graphs and a report; or print the report."""
     spec = read_spec(source, settings).for_head(head)
-    _check_target(out, force)
-    model = api.compile(spec, device="meta")
-    graphs = {name: build(spec, program=name) for name in program_names(spec)}
-    files = _files(spec, model, graphs)
+    if out is None and dump is None and not show_report and not as_json:
+        raise MultiwayError.one(
+            "nothing-to-do", "nothing to write and nothing to print", place="compile",
+            expected="-o DIR, --dump DIR or --report",
+        )  # fmt: skip
+    for folder in (out, dump):
+        if folder is not None:
+            _check_target(folder, force)
+    sizes = default_sizes(build(spec), limits(spec), batch=batch, length=length)
+    options = Options(
+        mode=mode.value,
+        without=tuple(without or ()),
+        allow=tuple(allow or ()),
+        memory_budget=parse_bytes(memory_budget),
+        sizes=sizes,
+    )
+    stages = Stages(spec, None if no_fuse else options)
+    found = {name: stages[name] for name in program_names(spec)}
+    reports = {name: report(each, limits=limits(spec), sizes=sizes) for name, each in found.items()}
+    if dump is not None:
+        write_folder(dump, dumped(found))
+        note(f"wrote {dump}: every program after every pass")
+    if out is not None:
+        _write(out, spec, found, reports, None if no_fuse else options, verify)
+    if as_json:
+        print_json({"name": spec.name, "head": spec.head_name, "programs": reports})
+    elif show_report:
+        typer.echo(report_text(spec, reports))
+
+
+def parse_bytes(text: str | None) -> int | None:
+    """`1.5GiB`, `300MB`, `1000000` as bytes. Raises MultiwayError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:([kKMGT])(i?)B?|B)?", text.strip())
+    if found is None:
+        raise MultiwayError.one(
+            "bad-size", f"{text!r} is no number of bytes", place="--memory-budget",
+            expected="a number with or without a unit: 1.5GiB, 300MB, 1000000",
+        )  # fmt: skip
+    number, unit, binary = found.groups()
+    power = "kMGT".index(unit.replace("K", "k")) + 1 if unit else 0
+    return int(float(number) * (1024 if binary else 1000) ** power)
+
+
+def dumped(found: Mapping[str, Sequence[Stage]]) -> dict[str, str]:
+    """Files with the graph after every pass that changed it, numbered in order."""
+    files = {}
+    for name, stages in found.items():
+        for i, stage in enumerate(stages):
+            if i == 0 or stage.graph is not stages[i - 1].graph:
+                files[f"{name}.{i:02}.{stage.name}.txt"] = to_text(stage.graph) + "\n"
+    return files
+
+
+def _write(
+    out: Path,
+    spec: Spec,
+    found: Mapping[str, Sequence[Stage]],
+    reports: Mapping[str, Mapping[str, Any]],
+    options: Options | None,
+    verify: bool,
+) -> None:
+    """Writes the folder of a compiled model."""
+    from multiway.compiler.compile import compile_spec
+
+    compiled = functools.partial(compile_spec, spec, options=options)
+    graphs = {name: stages[-1].graph for name, stages in found.items()}
+    files = _files(spec, compiled(device="meta"), graphs)
+    files["report.txt"] = report_text(spec, reports)
+    files["report.json"] = json.dumps({"programs": reports}) + "\n"
     if verify:
-        files["report.txt"] += "\n" + verify_all(spec, graphs, files["model.py"])
-    _write_folder(out, files)
+        files["report.txt"] += "\n" + verify_all(compiled, graphs, files["model.py"])
+    write_folder(out, files)
     note(f"wrote {out}: {', '.join(files)}")
 
 
@@ -66,7 +185,6 @@ def _files(spec: Spec, model: Model, graphs: dict[str, LayerGraph]) -> dict[str,
             model.programs, name=spec.name, head=spec.head_name, version=__version__
         ),
         "spec.yaml": spec.text(),
-        "report.txt": report(spec, graphs),
     }
     for name, graph in graphs.items():
         files[f"graph.{name}.txt"] = to_text(graph) + "\n"
@@ -74,17 +192,14 @@ def _files(spec: Spec, model: Model, graphs: dict[str, LayerGraph]) -> dict[str,
     return files
 
 
-def report(spec: Spec, graphs: dict[str, LayerGraph]) -> str:
-    """What was made, in a few lines."""
-    lines = [f"{spec.name}, head {spec.head_name}"]
-    for name, graph in graphs.items():
-        products = sum(record.op == "linear" for record in graph)
-        lines.append(f"program {name}: {len(graph)} nodes, {products} matrix products")
-    total = sum(param.size for param in next(iter(graphs.values())).params.values())
-    return "\n".join([*lines, f"parameters: {total:,}", ""])
+def report_text(spec: Spec, reports: Mapping[str, Mapping[str, Any]]) -> str:
+    """The reports of all programs."""
+    total = sum(param.size for param in parameters(spec).values())
+    lines = [f"{spec.name}, head {spec.head_name}, parameters: {total:,}"]
+    return "\n\n".join([*lines, *map(to_report_text, reports.values())]) + "\n"
 
 
-def verify_all(spec: Spec, graphs: dict[str, LayerGraph], text: str) -> str:
+def verify_all(compiled: Callable[..., Model], graphs: Mapping[str, LayerGraph], text: str) -> str:
     """Checks every program and says how. Raises VerificationError where multiway is at fault."""
     from multiway.compiler.correspond import corresponds
     from multiway.compiler.verify import VerificationError, verify
@@ -92,7 +207,7 @@ def verify_all(spec: Spec, graphs: dict[str, LayerGraph], text: str) -> str:
 
     size = 4 * sum(p.size for p in next(iter(graphs.values())).params.values())
     device = "cpu" if size <= MAX_RUN_BYTES else "meta"
-    model = api.compile(spec, device=device)
+    model = compiled(device=device)
     assemble = _load_listing(text)
     lines = []
     for name, graph in graphs.items():
@@ -122,7 +237,7 @@ def _load_listing(text: str):  # type: ignore[no-untyped-def]
     return module.assemble
 
 
-def _write_folder(out: Path, files: dict[str, str]) -> None:
+def write_folder(out: Path, files: dict[str, str]) -> None:
     """Writes all files into a folder beside, then moves it into place."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

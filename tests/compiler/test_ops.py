@@ -30,7 +30,13 @@ REJECTS = [
     for i, reject in enumerate(op.rejects)
 ]
 # What is at least float32 whatever comes in: losses, and angles that grow with the position.
-WIDE = {"binary_cross_entropy", "contrastive_loss", "cross_entropy", "rotary_table"}
+WIDE = {
+    "binary_cross_entropy",
+    "contrastive_loss",
+    "cross_entropy",
+    "linear_cross_entropy",
+    "rotary_table",
+}
 
 double = torch.float64
 

@@ -54,7 +54,8 @@ def heads(spec: Mappings) -> Iterator[mw.Spec]:
 
 
 def model_of(spec: mw.Spec) -> Model:
-    model = mw.compile(spec, dtype=torch.float64)
+    """The reference: what passes make of it is tested in test_fusing.py."""
+    model = mw.compile(spec, dtype=torch.float64, fuse=False)
     randomise(model)
     return model
 

@@ -1,0 +1,1 @@
+"""Fused ops, one a file: what each computes, and where in a graph it may stand."""

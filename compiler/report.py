@@ -1,0 +1,158 @@
+"""What the pipeline did to the programs of a spec: for people, and as plain data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from multiway.compiler.costs import default_sizes, moved_bytes, products
+from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, block_of
+from multiway.compiler.op import registry
+from multiway.compiler.pipeline import Stage
+from multiway.compiler.types import History, Sizes, Tensor, Type, number
+
+
+def report(
+    stages: Sequence[Stage], *, limits: Mapping[str, int], sizes: Mapping[str, int] | None = None
+) -> dict[str, Any]:
+    """One program: counts at every stage, what fired where, what was refused and why.
+
+    limits: the longest length of each named size, for counting bytes. sizes: these sizes instead.
+    """
+    built, fused = stages[0].graph, stages[-1].graph
+    chosen = {**default_sizes(built, limits, batch=1, length=None), **(sizes or {})}
+    return {
+        "program": built.name,
+        "sizes": chosen,
+        "before": counts(built, chosen),
+        "after": counts(fused, chosen),
+        "passes": [
+            {
+                "name": stage.name,
+                "fired": len(stage.tally.fired),
+                "where": stage.tally.fired,
+                "refused": stage.tally.refused,
+                "nodes": len(stage.graph),
+                "products": products(stage.graph),
+                "moved_bytes": moved_bytes(stage.graph, chosen),
+                "ms": round(1000 * stage.seconds, 2),
+            }
+            for stage in stages[1:]
+        ],
+        "recompute": sorted(fused.recompute, key=lambda name: int(name.rpartition(".")[2])),
+        "kernels": kernel_use(fused, chosen),
+    }
+
+
+def counts(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Nodes, matrix products, and bytes that all nodes read and write."""
+    return {
+        "nodes": len(graph),
+        "products": products(graph),
+        "moved_bytes": moved_bytes(graph, sizes),
+    }
+
+
+def kernel_use(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """For each op: how many of its nodes a kernel takes (`kernel`), how many run as their reference
+    because there is no kernel (`reference`), or because the kernel refuses (its reason).
+    """
+    from multiway.runtime.kernels import kernels
+
+    found: dict[str, Counter[str]] = {}
+    answers: dict[Any, str] = {}
+    for record in graph:
+        if record.op in (INPUT, OUTPUT) or registry()[record.op].once:
+            continue
+        answer = "reference"
+        if record.op in kernels():
+            types = graph.argument_types(record, graph.arguments(record.path))
+            key = (record.op, str(types), str(record.attrs))
+            if key not in answers:
+                answers[key] = _asked(record, types, sizes)
+            answer = answers[key]
+        found.setdefault(record.op, Counter())[answer] += 1
+    return {op: dict(counter) for op, counter in sorted(found.items())}
+
+
+def _asked(record: Record, types: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
+    """What the kernel of an op says to tensors of these types on the CPU in float32."""
+    from torch._subclasses import FakeTensorMode
+
+    from multiway.runtime.kernels import kernels
+
+    with FakeTensorMode():
+        given = {name: _fake(kind, sizes) for name, kind in types.items()}
+        return kernels()[record.op].refuses(**given, **record.attrs) or "kernel"
+
+
+def _fake(kind: Type | Sequence[Type], sizes: Mapping[str, int]) -> Any:
+    import torch
+
+    dtypes = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
+    match kind:
+        case Tensor(shape, dtype):
+            return torch.empty([number(d, sizes) for d in shape], dtype=dtypes[dtype])
+        case History(length, shape):
+            return [_fake(Tensor(shape), sizes)] * length
+        case Sizes(dims):
+            return [number(d, sizes) for d in dims]
+    return [_fake(each, sizes) for each in kind]
+
+
+def to_text(found: Mapping[str, Any]) -> str:
+    """The report of one program as lines."""
+    before = found["before"]
+    sizes = ", ".join(f"{name} {size}" for name, size in found["sizes"].items())
+    lines = [
+        f"program {found['program']} (bytes at {sizes}, float32)",
+        "  pass              fired   nodes  products  bytes moved      ms",
+        _row("built", "", before, ""),
+    ]
+    for each in found["passes"]:
+        lines.append(_row(each["name"], each["fired"], each, each["ms"]))
+        if each["where"]:
+            lines.append(f"      at {_places(each['where'])}")
+        reasons = Counter(_folded(reason) for reason in each["refused"].values())
+        lines += [f"      refused {count} times: {reason}" for reason, count in reasons.items()]
+    lines.append(f"  in all: {summary(found)}")
+    if found["recompute"]:
+        lines.append(f"  recomputed in backward: {_places(found['recompute'])}")
+    lines.append("  kernels:")
+    for op, answers in found["kernels"].items():
+        told = "; ".join(f"{count} {answer}" for answer, count in answers.items())
+        lines.append(f"    {op:22} {told}")
+    return "\n".join(lines)
+
+
+def summary(found: Mapping[str, Any]) -> str:
+    """What became of one program, in a line."""
+    before, after = found["before"], found["after"]
+    return (
+        f"nodes {before['nodes']} to {after['nodes']}, products {before['products']} to "
+        f"{after['products']}, bytes moved {after['moved_bytes'] / before['moved_bytes']:.2f} of "
+        "before"
+    )
+
+
+def _row(name: str, fired: Any, found: Mapping[str, int], ms: Any) -> str:
+    mib = f"{found['moved_bytes'] / 2**20:,.1f} MiB"
+    return f"  {name:16} {fired:>6} {found['nodes']:>7} {found['products']:>9} {mib:>12} {ms:>7}"
+
+
+def _places(paths: Sequence[str]) -> str:
+    """Paths with the numbers of blocks folded: `blocks.*.mix.sum (24)`."""
+    patterns = Counter(_folded(path) for path in paths)
+    told = [f"{pattern} ({count})" if count > 1 else pattern for pattern, count in patterns.items()]
+    return ", ".join(told[:6]) + (f" and {len(told) - 6} more" if len(told) > 6 else "")
+
+
+def _folded(text: str) -> str:
+    """A text about one block as that about any: `blocks.3.ffn` is `blocks.*.ffn`."""
+    words = []
+    for word in text.split(" "):
+        block = block_of(word) or (word if block_of(word + ".x") == word else "")
+        front = block.rpartition(".")[0]
+        words.append(f"{front}.*{word.removeprefix(block)}" if block else word)
+    return " ".join(words)

@@ -1,0 +1,8 @@
+"""The functions that fused programs call, by op: see multiway/compiler/dispatch.py."""
+
+from multiway.compiler.dispatch import fast
+from multiway.compiler.op import registry
+from multiway.runtime.kernels import kernels
+
+globals().update({name: fast(name) for name in registry() if name in kernels()})
+__all__ = [name for name in registry() if name in kernels()]

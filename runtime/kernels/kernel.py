@@ -1,0 +1,39 @@
+"""What a kernel is: a faster way to compute one op under stated conditions."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A way to compute an op. `run` takes and returns what the op's reference does.
+
+    refuses: takes the same arguments; why this call cannot be taken, or None. It looks at devices,
+    types and sizes only, and is cheap: it runs before every call.
+    portable: the kernel is made of torch's own operators, so that an exported program may hold it.
+    """
+
+    op: str
+    run: Callable[..., Any]
+    refuses: Callable[..., str | None]
+    doc: str
+    portable: bool = False
+
+
+@functools.cache
+def kernels() -> Mapping[str, Kernel]:
+    """Every kernel by the op it computes: `KERNELS` of each module beside this one."""
+    package = importlib.import_module("multiway.runtime.kernels")
+    found: dict[str, Kernel] = {}
+    for module in sorted(each.name for each in pkgutil.iter_modules(package.__path__)):
+        loaded = importlib.import_module(f"multiway.runtime.kernels.{module}")
+        for kernel in getattr(loaded, "KERNELS", ()):
+            assert kernel.op not in found, f"two kernels for {kernel.op}"
+            found[kernel.op] = kernel
+    return found

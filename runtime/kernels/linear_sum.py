@@ -1,0 +1,94 @@
+"""A residual plus linears of other values: the products add to it where they stand in memory.
+
+torch's linear with a bias first writes the bias to every row of the result and lets the product add
+to it. Here the residual and all biases are what is written first, so additions cost no passes of
+their own, and their biases' gradients are one sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from multiway.runtime.kernels.kernel import Kernel
+
+
+def linear_sum(
+    residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor] = ()
+) -> Tensor:
+    """residual + sum of linear(x_i, weight_i, bias_i).
+
+    residual: [*, F]; xs: [*, D_i]; weights: [F, D_i]; biases: [F] each, or none -> [*, F].
+    A second backward pass through it raises RuntimeError.
+    """
+    y: Tensor = _LinearSum.apply(residual, len(xs), *xs, *weights, *biases)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _LinearSum(torch.autograd.Function):
+    """residual, number of linears, inputs, weights, biases -> [*, F]."""
+
+    @staticmethod
+    def forward(ctx: Any, residual: Tensor, count: int, *given: Tensor) -> Tensor:
+        xs, weights, biases = given[:count], given[count : 2 * count], given[2 * count :]
+        ctx.save_for_backward(*xs, *weights)
+        ctx.num_biases = len(biases)
+        bias = sum(biases[1:], biases[0]) if biases else None
+        rows = residual.reshape(-1, residual.shape[-1])
+        flat = [x.reshape(-1, x.shape[-1]) for x in xs]
+        if bias is None:
+            y = torch.addmm(rows, flat[0], weights[0].t())
+            rest = 1
+        else:
+            y, rest = rows + bias, 0
+        for x, weight in zip(flat[rest:], weights[rest:], strict=True):
+            y.addmm_(x, weight.t())
+        return y.view(residual.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        count = len(ctx.saved_tensors) // 2
+        xs, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        needs = ctx.needs_input_grad[2:]
+        rows = grad.reshape(-1, grad.shape[-1])
+        grads: list[Tensor | None] = [None] * len(needs)
+        for i, (x, weight) in enumerate(zip(xs, weights, strict=True)):
+            if needs[i]:
+                grads[i] = (rows @ weight).view(x.shape)
+            if needs[count + i]:
+                grads[count + i] = rows.t() @ x.reshape(-1, x.shape[-1])
+        if any(needs[2 * count :]):
+            total = rows.sum(0)
+            for i in range(2 * count, len(needs)):
+                # Optimizers and clipping change gradients in place, so each parameter has its own.
+                grads[i] = (total if i == 2 * count else total.clone()) if needs[i] else None
+        return grad, None, *grads
+
+
+def _refuses(
+    residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor] = ()
+) -> str | None:
+    if torch.compiler.is_compiling():
+        return "a compiler fuses the additions itself"
+    if torch.is_autocast_enabled(residual.device.type):
+        return "autocast decides the types of products"
+    if residual.dtype.itemsize < 4:
+        return f"{residual.dtype}: sums of several products are rounded between them"
+    if any(x.dtype != residual.dtype for x in (*xs, *weights)):
+        return "types differ"
+    return None
+
+
+KERNELS = [
+    Kernel(
+        op="linear_sum",
+        run=linear_sum,
+        refuses=_refuses,
+        doc="products that add to the residual where they stand, without passes of their own",
+    )
+]
