@@ -108,6 +108,12 @@ PIPELINE: tuple[Pass, ...] = (
         numerics="rounding",
         run=plain(sink_segments),
     ),
+    Pass(
+        name="drop_dead",
+        does="drops what no output needs",
+        numerics="exact",
+        run=plain(drop_dead),
+    ),
     # Norms without gains are equal more often, so this comes before equal nodes are shared.
     Pass(
         name="fold_norms",
@@ -122,12 +128,6 @@ PIPELINE: tuple[Pass, ...] = (
         numerics="exact",
         run=plain(share_common),
     ),
-    Pass(
-        name="drop_dead",
-        does="drops what no output needs",
-        numerics="exact",
-        run=plain(drop_dead),
-    ),
     # Then rows of ops become fused ones. The mix is first, because its norms stand before the
     # projections; which of them come first does not matter otherwise.
     Pass(
@@ -135,6 +135,12 @@ PIPELINE: tuple[Pass, ...] = (
         does="depth mix and the norms that read it in one pass over the history; its generator",
         numerics="rounding",
         run=fusing("fuse_mix"),
+    ),
+    Pass(
+        name="fuse_norms",
+        does="two norms of one input in one pass over it",
+        numerics="rounding",
+        run=fusing("fuse_norms"),
     ),
     Pass(
         name="fuse_projections",

@@ -52,8 +52,9 @@ class _LinearSum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        count = len(ctx.saved_tensors) // 2
-        xs, weights = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        saved = ctx.saved_tensors  # once: a checkpoint hands each tensor out once
+        count = len(saved) // 2
+        xs, weights = saved[:count], saved[count:]
         needs = ctx.needs_input_grad[2:]
         rows = grad.reshape(-1, grad.shape[-1])
         grads: list[Tensor | None] = [None] * len(needs)

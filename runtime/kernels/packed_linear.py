@@ -37,7 +37,7 @@ LARGE_PRODUCT = 1 << 23  # tokens x channels x sum of widths: a function of our 
 
 
 def packed_linear(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None
 ) -> tuple[Tensor, ...]:
     """One linear of x for each weight, in order.
 
@@ -46,6 +46,7 @@ def packed_linear(
     of one [sum F_i, D]: each is contiguous, no two overlap, and what changes one leaves the others.
     A second backward pass through it raises RuntimeError.
     """
+    biases = biases or ()
     if torch.compiler.is_compiling() or not _large(x, weights):  # sizes may be unknown
         return _apart(x, weights, biases)
     if torch.is_autocast_enabled(x.device.type) or not _ordinary(x, *weights, *biases):
@@ -158,7 +159,6 @@ class _Adjacent(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, count: int, *parameters: Tensor) -> Tensor:
         weights, biases = parameters[:count], parameters[count:]
         ctx.save_for_backward(x, *weights)
-        ctx.num_biases = len(biases)
         bias = _joined(biases) if biases else None
         return torch.nn.functional.linear(x, _joined(weights), bias)
 
@@ -218,7 +218,9 @@ class _Summed(torch.autograd.Function):
         return x_grad, None, *of_weights, *of_biases
 
 
-def _refuses(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] = ()) -> str | None:
+def _refuses(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None
+) -> str | None:
     return None
 
 

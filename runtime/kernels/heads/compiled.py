@@ -1,0 +1,131 @@
+"""Heads in C (rotate_heads.c): float32 and float64 on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multiway.runtime.kernels import native
+
+SUFFIX = {torch.float32: "float", torch.float64: "double"}
+NORMS = ("", "rms_norm", "layer_norm")  # numbered as in rotate_heads.c
+WIDEST = 1024
+ELEMENTS_PER_THREAD = 32768  # a thread more for less work than this costs more than it saves
+
+_SIZES = ("batch", "length", "heads", "width", "turned", "adjacent", "norm", "threads")
+_STRIDES = ("x_batch", "x_token", "table_batch", "table_token")
+_GRAD_STRIDES = ("grad_batch", "grad_head", "grad_token")
+_POINTERS = ("x", "cos", "sin", "gain", "bias", "grad", "out", "totals")
+
+
+class _Call(ctypes.Structure):
+    """`struct call` of rotate_heads.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in (*_SIZES, *_STRIDES, *_GRAD_STRIDES)),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The attributes of a call."""
+
+    heads: int
+    norm: str
+    eps: float
+    pairs: str
+
+
+def takes(plan: Plan, x: Tensor, *others: Tensor | None) -> bool:
+    """Whether these tensors (x, cos, sin, gain, bias) are computed here."""
+    if x.dtype not in SUFFIX or x.shape[-1] // plan.heads > WIDEST:
+        return False
+    for each in (x, *others):
+        if each is None:
+            continue
+        if type(each) not in (Tensor, torch.nn.Parameter) or each.device.type != "cpu":
+            return False
+        if each.dtype != x.dtype or each.is_meta:
+            return False
+    return native.library("rotate_heads") is not None
+
+
+def forward(plan: Plan, *inputs: Tensor | None) -> Tensor:
+    """x [B, T, H * E], cos, sin, gain, bias -> [B, H, T, E], laid out as [B, T, H, E]."""
+    call, kept = _call(plan, inputs)
+    y = kept[0].new_empty(call.batch, call.length, call.heads, call.width)
+    call.out = y.data_ptr()
+    _run("rotate_heads_forward", call, y)
+    return y.transpose(1, 2)
+
+
+def backward(
+    plan: Plan, grad: Tensor, *inputs: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of x, gain and bias from that of the result."""
+    call, kept = _call(plan, inputs)
+    grad = _rows(grad)
+    call.grad_batch, call.grad_head, call.grad_token, _ = grad.stride()
+    x_grad = kept[0].new_empty(call.batch, call.length, call.heads * call.width)
+    totals = torch.zeros(call.threads, 2, call.width, dtype=torch.float64)
+    call.grad, call.out, call.totals = grad.data_ptr(), x_grad.data_ptr(), totals.data_ptr()
+    _run("rotate_heads_backward", call, x_grad)
+    *_, gain, bias = inputs
+    of_gain, of_bias = totals.sum(0).to(x_grad.dtype).unbind()
+    return x_grad, None if gain is None else of_gain, None if bias is None else of_bias
+
+
+def _call(plan: Plan, inputs: tuple[Tensor | None, ...]) -> tuple[_Call, list[Tensor]]:
+    """The call, and what must live as long as it does: x first."""
+    given = [None if each is None else _rows(each) for each in inputs]
+    x, cos, sin, gain, bias = given
+    assert x is not None and (cos is None) == (sin is None)
+    batch, length, channels = x.shape
+    width = channels // plan.heads
+    turned = table_batch = table_token = 0
+    if cos is not None and sin is not None:
+        turned = cos.shape[-1]
+        if cos.stride() != sin.stride():
+            cos, sin = cos.contiguous(), sin.contiguous()
+        table_batch, table_token = cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1)
+        assert cos.shape == sin.shape == (cos.shape[0], length, turned)
+        assert cos.shape[0] in (1, batch) and 2 * turned <= width
+    assert all(each is None or each.shape == (width,) for each in (gain, bias))
+    most = min(torch.get_num_threads(), x.numel() // ELEMENTS_PER_THREAD, batch * length)
+    call = _Call(
+        batch=batch,
+        length=length,
+        heads=plan.heads,
+        width=width,
+        turned=turned,
+        adjacent=plan.pairs == "adjacent",
+        norm=NORMS.index(plan.norm),
+        threads=max(1, most),
+        x_batch=x.stride(0),
+        x_token=x.stride(1),
+        table_batch=table_batch,
+        table_token=table_token,
+        eps=plan.eps,
+    )
+    for name, each in zip(
+        ("x", "cos", "sin", "gain", "bias"), (x, cos, sin, gain, bias), strict=True
+    ):
+        setattr(call, name, None if each is None else each.data_ptr())
+    return call, [each for each in (x, cos, sin, gain, bias) if each is not None]
+
+
+def _rows(x: Tensor) -> Tensor:
+    """x with a contiguous last axis."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _run(name: str, call: _Call, out: Tensor) -> None:
+    loaded = native.library("rotate_heads")
+    assert loaded is not None
+    if out.numel():
+        getattr(loaded, f"{name}_{SUFFIX[out.dtype]}")(ctypes.byref(call))

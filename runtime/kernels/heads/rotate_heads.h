@@ -1,0 +1,140 @@
+/* rotate_heads.c for one type, REAL. */
+
+/* Mean (0 for RMS_NORM) and reciprocal deviation of a row. */
+INLINE void NAME(statistics)(const REAL *x, int64_t n, int64_t norm, double eps, REAL *mean, REAL *by) {
+    REAL sum = 0, squares = 0;
+    if (norm == LAYER_NORM) {
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = 0; j < n; j++) sum += x[j];
+    }
+    const REAL middle = sum / n;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t j = 0; j < n; j++) squares += (x[j] - middle) * (x[j] - middle);
+    *mean = middle;
+    *by = 1 / SQRT(squares / n + (REAL)eps);
+}
+
+/* Turns the leading pairs of x by the angles, or back for sign -1. x and y do not overlap. */
+INLINE void NAME(turn)(const struct call *c, const REAL *restrict x, const REAL *restrict cos,
+                       const REAL *restrict sin, REAL sign, REAL *restrict y, int64_t n) {
+    const int64_t r = c->turned;
+    if (c->adjacent) {
+#pragma omp simd
+        for (int64_t j = 0; j < r; j++) {
+            const REAL a = x[2 * j], b = x[2 * j + 1], s = sign * sin[j];
+            y[2 * j] = a * cos[j] - b * s;
+            y[2 * j + 1] = a * s + b * cos[j];
+        }
+    } else {
+#pragma omp simd
+        for (int64_t j = 0; j < r; j++) {
+            const REAL a = x[j], b = x[j + r], s = sign * sin[j];
+            y[j] = a * cos[j] - b * s;
+            y[j + r] = b * cos[j] + a * s;
+        }
+    }
+    for (int64_t j = 2 * r; j < n; j++) y[j] = x[j];
+}
+
+INLINE void NAME(forward_row)(const struct call *c, const REAL *x, const REAL *cos, const REAL *sin,
+                              REAL *restrict y, int64_t n) {
+    const REAL *gain = c->gain, *bias = c->bias;
+    REAL scratch[WIDEST];
+    if (c->norm != NO_NORM) {
+        REAL mean, by;
+        REAL *restrict h = cos ? scratch : y;
+        NAME(statistics)(x, n, c->norm, c->eps, &mean, &by);
+        for (int64_t j = 0; j < n; j++) h[j] = (x[j] - mean) * by;
+        if (gain) for (int64_t j = 0; j < n; j++) h[j] *= gain[j];
+        if (bias) for (int64_t j = 0; j < n; j++) h[j] += bias[j];
+        x = h;
+    }
+    if (cos) NAME(turn)(c, x, cos, sin, 1, y, n);
+    else if (x != y) memcpy(y, x, n * sizeof(REAL));
+}
+
+/* dgain, dbias: sums of this token. */
+INLINE void NAME(backward_row)(const struct call *c, const REAL *x, const REAL *grad, const REAL *cos,
+                               const REAL *sin, REAL *restrict dx, REAL *restrict dgain,
+                               REAL *restrict dbias, int64_t n) {
+    const REAL *gain = c->gain;
+    REAL d[WIDEST], h[WIDEST], mean, by, sum = 0, along = 0;
+    if (c->norm == NO_NORM) {
+        if (cos) NAME(turn)(c, grad, cos, sin, -1, dx, n);
+        else memcpy(dx, grad, n * sizeof(REAL));
+        return;
+    }
+    if (cos) NAME(turn)(c, grad, cos, sin, -1, d, n);
+    else memcpy(d, grad, n * sizeof(REAL));
+    NAME(statistics)(x, n, c->norm, c->eps, &mean, &by);
+    for (int64_t j = 0; j < n; j++) h[j] = (x[j] - mean) * by;
+    if (c->bias) for (int64_t j = 0; j < n; j++) dbias[j] += d[j];
+    if (gain) {
+        for (int64_t j = 0; j < n; j++) dgain[j] += d[j] * h[j];
+        for (int64_t j = 0; j < n; j++) d[j] *= gain[j];
+    }
+#pragma omp simd reduction(+ : sum, along)
+    for (int64_t j = 0; j < n; j++) {
+        sum += d[j];
+        along += d[j] * h[j];
+    }
+    const REAL middle = c->norm == LAYER_NORM ? sum / n : 0, part = along / n;
+    for (int64_t j = 0; j < n; j++) dx[j] = by * (d[j] - middle - h[j] * part);
+}
+
+INLINE void NAME(forward_tokens)(const struct call *c, int64_t first, int64_t last, int64_t n) {
+    for (int64_t t = first; t < last; t++) {
+        const int64_t b = t / c->length, at = t % c->length;
+        const int64_t table = b * c->table_batch + at * c->table_token;
+        const REAL *x = (const REAL *)c->x + b * c->x_batch + at * c->x_token;
+        const REAL *cos = c->cos ? (const REAL *)c->cos + table : 0;
+        const REAL *sin = c->cos ? (const REAL *)c->sin + table : 0;
+        REAL *y = (REAL *)c->out + t * c->heads * n;
+        for (int64_t h = 0; h < c->heads; h++)
+            NAME(forward_row)(c, x + h * n, cos, sin, y + h * n, n);
+    }
+}
+
+INLINE void NAME(backward_tokens)(const struct call *c, int64_t first, int64_t last, double *totals,
+                                  int64_t n) {
+    REAL dgain[WIDEST], dbias[WIDEST];
+    for (int64_t t = first; t < last; t++) {
+        const int64_t b = t / c->length, at = t % c->length;
+        const int64_t table = b * c->table_batch + at * c->table_token;
+        const REAL *x = (const REAL *)c->x + b * c->x_batch + at * c->x_token;
+        const REAL *grad = (const REAL *)c->grad + b * c->grad_batch + at * c->grad_token;
+        const REAL *cos = c->cos ? (const REAL *)c->cos + table : 0;
+        const REAL *sin = c->cos ? (const REAL *)c->sin + table : 0;
+        REAL *dx = (REAL *)c->out + t * c->heads * n;
+        if (c->gain) memset(dgain, 0, n * sizeof(REAL));
+        if (c->bias) memset(dbias, 0, n * sizeof(REAL));
+        for (int64_t h = 0; h < c->heads; h++)
+            NAME(backward_row)(c, x + h * n, grad + h * c->grad_head, cos, sin, dx + h * n, dgain,
+                               dbias, n);
+        if (c->gain) for (int64_t j = 0; j < n; j++) totals[j] += dgain[j];
+        if (c->bias) for (int64_t j = 0; j < n; j++) totals[n + j] += dbias[j];
+    }
+}
+
+void NAME(rotate_heads_forward)(const struct call *c) {
+    const int64_t tokens = c->batch * c->length;
+#pragma omp parallel for schedule(static, 1) num_threads(c->threads)
+    for (int64_t i = 0; i < c->threads; i++) {
+        const int64_t first = tokens * i / c->threads, last = tokens * (i + 1) / c->threads;
+#define RUN(width) NAME(forward_tokens)(c, first, last, width)
+        BY_WIDTH(c->width, RUN)
+#undef RUN
+    }
+}
+
+void NAME(rotate_heads_backward)(const struct call *c) {
+    const int64_t tokens = c->batch * c->length;
+#pragma omp parallel for schedule(static, 1) num_threads(c->threads)
+    for (int64_t i = 0; i < c->threads; i++) {
+        const int64_t first = tokens * i / c->threads, last = tokens * (i + 1) / c->threads;
+        double *totals = c->totals + i * 2 * c->width;
+#define RUN(width) NAME(backward_tokens)(c, first, last, totals, width)
+        BY_WIDTH(c->width, RUN)
+#undef RUN
+    }
+}

@@ -1,0 +1,166 @@
+"""Mixes over depth: a history of hiddens, weighted sums of it, and the norms that read them.
+
+A plain list of hiddens goes through the operator `multiway::fused_mix` (op.py); a History, which
+`append` makes in eager mode, through one that sums gradients in place (history.py). Either runs
+the C kernel (compiled.py, mix.c) or torch's operators (plain.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.mix import op
+from multiway.runtime.kernels.mix.history import History
+from multiway.runtime.kernels.mix.history import append as _append
+from multiway.runtime.kernels.mix.history import mix as _mix_history
+from multiway.runtime.kernels.mix.plan import NORMS, Inputs, Plan
+
+__all__ = ["KERNELS", "History", "append", "fused_mix", "mix"]
+
+# Private, so looked for: without them a call inside a mode or a transform is taken as a plain one.
+_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_transforms: Callable[[], bool] = getattr(
+    torch._C, "_are_functorch_transforms_active", lambda: False
+)
+
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def fused_mix(
+    history: Sequence[Tensor],
+    weights: Tensor,
+    gains: Sequence[Tensor] = (),
+    biases: Sequence[Tensor] = (),
+    *,
+    norm: str,
+    eps: float,
+    normed: Sequence[int],
+    raw: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """Weighted sums of a history, normalised and as they are.
+
+    history: L of [B, T, D]; weights: [B, T, C, L] or [C, L]; gains, biases: [D] for each of
+    `normed`, or none. Stream c is sum_l weights[..., c, l] * history[l]. Returns, each [B, T, D],
+    norm(stream c) * gain + bias for c in `normed`, then stream c for c in `raw`.
+    """
+    plan = Plan(norm=norm, eps=eps, normed=tuple(normed), raw=tuple(raw))
+    if not plan.outputs:
+        return ()
+    inputs = Inputs(history=list(history), weights=weights, gains=list(gains), biases=list(biases))
+    if not _traced():
+        if isinstance(history, History) and history.intact():
+            return _mix_history(history, inputs, plan)
+        if not torch.is_grad_enabled():
+            return tuple(op.forward(inputs, plan))
+    tensors = inputs.history, weights, inputs.gains, inputs.biases
+    return tuple(op.fused_mix_op(*tensors, norm, eps, list(normed), list(raw)))
+
+
+def mix(history: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
+    """The C streams, each [B, T, D], of a history of L and weights [B, T, C, L] or [C, L]."""
+    ways = range(weights.shape[-2])
+    return fused_mix(history, weights, norm="", eps=0.0, normed=(), raw=ways)
+
+
+def append(history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: int = 0) -> Any:
+    """The history with x [B, T, D] at its end, as a new list. capacity: entries to come, or 0."""
+    if _traced():
+        return [*(history or []), x]
+    return _append(history, x, capacity=capacity)
+
+
+def _traced() -> bool:
+    """Whether something follows the operators that run: then they must all be torch's."""
+    return torch.compiler.is_compiling() or _modes() > 0
+
+
+def _unknown(x: Tensor) -> str | None:
+    """Why a tensor cannot be taken, whatever its shape."""
+    if x.device.type != "cpu":
+        return f"{x.device.type}: no kernel yet"
+    if x.dtype not in FLOATS:
+        return f"{str(x.dtype).removeprefix('torch.')}: no kernel for this type"
+    if not torch.compiler.is_compiling() and type(x) not in (Tensor, torch.nn.Parameter):
+        return f"{type(x).__name__}: no kernel for this kind of tensor"
+    return None
+
+
+def _transformed() -> bool:
+    """Whether a transform of torch.func is at work."""
+    if torch.compiler.is_compiling():
+        return False
+    return _transforms()
+
+
+def _refuses_append(
+    history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: int = 0
+) -> str | None:
+    if _transformed():
+        return "torch.func: no kernel under its transforms"
+    return _unknown(x)
+
+
+def _refuses_mix(history: Sequence[Tensor], weights: Tensor) -> str | None:
+    ways = range(weights.shape[-2])
+    return _refuses_fused_mix(history, weights, norm="", eps=0.0, normed=(), raw=ways)
+
+
+def _refuses_fused_mix(
+    history: Sequence[Tensor],
+    weights: Tensor,
+    gains: Sequence[Tensor] = (),
+    biases: Sequence[Tensor] = (),
+    *,
+    norm: str,
+    eps: float,
+    normed: Sequence[int],
+    raw: Sequence[int],
+) -> str | None:
+    if _transformed():
+        return "torch.func: no kernel under its transforms"
+    if norm not in NORMS:
+        return f"{norm}: no kernel for this norm"
+    if not history:
+        return "no sources"
+    first = history[0]
+    for x in (*history, weights, *gains, *biases):
+        if x.dtype != first.dtype or x.device != first.device:
+            return f"tensors of unlike types: {first.dtype} and {x.dtype}, {x.device}"
+    reason = _unknown(first) or _unknown(weights)
+    if reason is not None:
+        return reason
+    shapes = all(x.shape == first.shape for x in history)
+    lead = weights.ndim == 2 or weights.shape[:-2] == first.shape[:-1]
+    ways = all(0 <= way < weights.shape[-2] for way in (*normed, *raw))
+    vectors = all(x.shape == first.shape[-1:] for x in (*gains, *biases))
+    counts = {len(gains), len(biases)} <= {0, len(normed)}
+    if not (shapes and lead and ways and vectors and counts and weights.shape[-1] == len(history)):
+        return "shapes that do not fit"
+    return "rows without elements" if first.shape[-1] == 0 else None
+
+
+KERNELS = [
+    Kernel(
+        op="fused_mix",
+        run=fused_mix,
+        refuses=_refuses_fused_mix,
+        doc="Each source is read once for all streams, which are normalised on the way out.",
+    ),
+    Kernel(
+        op="append",
+        run=append,
+        refuses=_refuses_append,
+        doc="A list that lets mixes sum the gradients of a source in one buffer.",
+    ),
+    Kernel(
+        op="mix",
+        run=mix,
+        refuses=_refuses_mix,
+        doc="fused_mix without norms: each source is read once for all streams.",
+    ),
+]

@@ -1,0 +1,222 @@
+"""The history in eager training: sources whose gradients are summed in one buffer each.
+
+With L blocks there are L (L + 1) / 2 gradients of sources, one for each mix and source. Here a mix
+adds its own straight into the buffers of its sources, in the sweep that computes them, where
+autograd would write each one out and then read it back to add it.
+
+How: `append` passes x through a node of its own, `Append`. Mixes read the node's output; `Mix`
+sends None back along those edges and adds to the buffers instead. As the edges are there, autograd
+runs `Append.backward` after all its readers: it hands the buffer on as the gradient of x. What
+stands in the list is x itself, so that every other reader, hook or `torch.autograd.grad` of an
+entry sees the whole gradient. Two threads must not run backward over one history at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from multiway.runtime.kernels.mix import compiled, op
+from multiway.runtime.kernels.mix.plan import Inputs, Plan, Wanted
+
+# Private, so looked for: without it nothing is tracked, and gradients are added by autograd.
+_backward_id = getattr(torch._C, "_current_graph_task_id", None)
+
+
+class Slot:
+    """The sum of what mixes sent back to a source in the backward that is running."""
+
+    __slots__ = ("_grad", "_task")
+
+    def __init__(self) -> None:
+        self._grad: Tensor | None = None
+        self._task = -1
+
+    def get(self) -> Tensor | None:
+        """The sum so far. What another backward left behind is dropped: one that stopped half
+        way, or that did not ask for x and so never came to its Append.
+        """
+        assert _backward_id is not None
+        if self._task != _backward_id():
+            self._grad = None
+        return self._grad
+
+    def set(self, grad: Tensor | None) -> None:
+        assert _backward_id is not None
+        self._grad, self._task = grad, _backward_id()
+
+
+class Source:
+    """An entry of a history. Mixes read `node` in place of x where x needs a gradient.
+
+    Append holds the slot and not the source: a circle through autograd's graph would keep every
+    hidden alive until the garbage collector comes by.
+    """
+
+    __slots__ = ("node", "slot", "version", "x")
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.version = _version(x)
+        self.slot: Slot | None = None
+        self.node = x
+        if _backward_id is not None and torch.is_grad_enabled() and x.requires_grad:
+            self.slot = Slot()
+            run: Callable[..., Tensor] = Append.apply
+            self.node = run(x, self.slot)
+
+
+def _version(x: Tensor) -> int:
+    """How often x was changed in place; tensors of inference mode do not count."""
+    return 0 if x.is_inference() else x._version
+
+
+class Buffer:
+    """Room for a history in one piece [capacity, ..., D], filled from the front."""
+
+    def __init__(self, data: Tensor) -> None:
+        self.data = data
+        self.filled = 0
+
+    def add(self, x: Tensor) -> None:
+        # Through .data: autograd must not take this for a change of what earlier mixes saved.
+        self.data.data[self.filled].copy_(x.detach())
+        self.filled += 1
+
+
+class History(list[Tensor]):
+    """A list of hiddens [..., D] that knows the source behind each."""
+
+    __slots__ = ("buffer", "sources")
+
+    def __init__(self, sources: Sequence[Source] = (), buffer: Buffer | None = None) -> None:
+        super().__init__(source.x for source in sources)
+        self.sources = list(sources)
+        self.buffer = buffer
+
+    def intact(self) -> bool:
+        """Whether nobody changed the list, or a hidden in it, since."""
+        return len(self) == len(self.sources) and all(
+            source.x is x and source.version == _version(x)
+            for source, x in zip(self.sources, self, strict=True)
+        )
+
+    def stacked(self) -> Tensor | None:
+        """[L, ..., D], if the history has a buffer."""
+        return None if self.buffer is None else self.buffer.data[: len(self)]
+
+
+class Append(torch.autograd.Function):
+    """Identity of x; its gradient is what the mixes that read it summed in the slot."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slot: Slot) -> Tensor:
+        ctx.slot = slot
+        ctx.set_materialize_grads(False)
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> Any:
+        assert grad is None, "only mixes read this node, and they send nothing back"
+        summed = ctx.slot.get()
+        ctx.slot.set(None)
+        return summed, None
+
+
+class Mix(torch.autograd.Function):
+    """fused_mix of sources. Saves its inputs only, and computes the streams once more."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        plan: Plan,
+        slots: Sequence[Slot | None],
+        counts: tuple[int, int],
+        stacked: Tensor | None,
+        weights: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        gains, biases = counts
+        ctx.plan, ctx.slots, ctx.counts, ctx.stacked = plan, slots, counts, stacked is not None
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(weights, *tensors, *([stacked] if stacked is not None else []))
+        return tuple(op.forward(_inputs(weights, tensors, gains, biases), plan, stacked))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "fused_mix has no second derivative: its backward cannot run with "
+                "create_graph=True; compile the model without kernels for that"
+            )
+        weights, *tensors = ctx.saved_tensors
+        stacked = tensors.pop() if ctx.stacked else None
+        inputs = _inputs(weights, tensors, *ctx.counts)
+        needs = ctx.needs_input_grad[4:]
+        slots: Sequence[Slot | None] = ctx.slots
+        into = [None if slot is None else slot.get() for slot in slots]
+        wanted = Wanted(sources=needs[1 : 1 + len(slots)], weights=needs[0], into=into)
+        found = op.backward(grads, inputs, ctx.plan, wanted, stacked)
+        back: list[Tensor | None] = []
+        for slot, grad in zip(slots, found.sources, strict=True):
+            if slot is not None:
+                slot.set(grad)
+            back.append(grad if slot is None else None)
+        return None, None, None, None, found.weights, *back, *found.gains, *found.biases
+
+
+def _inputs(weights: Tensor, tensors: Sequence[Tensor], gains: int, biases: int) -> Inputs:
+    """The inputs from history, gains and biases behind each other."""
+    sources = len(tensors) - gains - biases
+    return Inputs(
+        history=tensors[:sources],
+        weights=weights,
+        gains=tensors[sources : sources + gains],
+        biases=tensors[sources + gains :],
+    )
+
+
+def append(history: Sequence[Tensor] | None, x: Tensor, *, capacity: int = 0) -> History:
+    """A new history with x [..., D] at its end; the one given can still be used.
+
+    capacity: how many entries there will be. Where mixes are batched products, room for as many
+    is taken at once and x copied there; 0 for no such copy.
+    """
+    known = history if isinstance(history, History) and history.intact() else None
+    before = [Source(each) for each in history or ()] if known is None else known.sources
+    found = History([*before, Source(x)])
+    if capacity > 0 and not compiled.available(x.dtype):
+        found.buffer = _room(known.buffer if known is not None else None, found, capacity)
+    return found
+
+
+def _room(buffer: Buffer | None, history: History, capacity: int) -> Buffer:
+    """A buffer that holds the history: the one of its beginning, or, where another branch has
+    gone on in that one or it is full, a copy.
+    """
+    x = history[-1]
+    if buffer is None or buffer.filled != len(history) - 1 or buffer.filled == len(buffer.data):
+        room = max(capacity, len(history))
+        buffer = Buffer(torch.empty((room, *x.shape), dtype=x.dtype, device=x.device))
+        for each in history[:-1]:
+            buffer.add(each)
+    buffer.add(x)
+    return buffer
+
+
+def mix(history: History, inputs: Inputs, plan: Plan) -> tuple[Tensor, ...]:
+    """The outputs of a mix of an intact history; `inputs` has its entries too."""
+    stacked = None if compiled.available(inputs.weights.dtype) else history.stacked()
+    if not torch.is_grad_enabled():
+        return tuple(op.forward(inputs, plan, stacked))
+    slots = [source.slot for source in history.sources]
+    reads = [source.node for source in history.sources]
+    counts = len(inputs.gains), len(inputs.biases)
+    vectors = (*inputs.gains, *inputs.biases)
+    run: Callable[..., tuple[Tensor, ...]] = Mix.apply
+    return run(plan, slots, counts, stacked, inputs.weights, *reads, *vectors)

@@ -1,0 +1,39 @@
+/* Norms of rows: one reading of x for several gains.
+ *
+ * y_k = norm(x) * gain_k + bias_k. Nothing but x is kept for the backward pass. The rows are
+ * cut into `threads` parts of fixed size, so results depend on the number of threads but not on
+ * their order.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+enum { LAYER_NORM, RMS_NORM };
+enum { WIDEST = 8192, MOST = 2, FLUSH = 32 }; /* rows summed in REAL before the double sums */
+
+/* compiled.py declares the same; strides count elements. */
+struct call {
+    int64_t rows, width, x_stride, norm, ways, threads;
+    double eps;
+    const void *x;
+    const void *gains[MOST], *biases[MOST]; /* rows of `width`, or NULL */
+    const void *grads[MOST];                /* backward: contiguous rows, or NULL for no gradient */
+    void *outs[MOST];                       /* forward */
+    void *dx;                               /* backward */
+    double *totals; /* backward: [threads, ways, 2, width], of gains and biases, zero before */
+};
+
+#define INLINE static inline __attribute__((always_inline))
+
+#define REAL float
+#define SQRT sqrtf
+#define NAME(name) name##_float
+#include "norms.h"
+#undef REAL
+#undef SQRT
+#undef NAME
+
+#define REAL double
+#define SQRT sqrt
+#define NAME(name) name##_double
+#include "norms.h"

@@ -1,0 +1,511 @@
+"""Whatever the pipeline makes of a graph computes what the graph as built does.
+
+Random specs and random subsets of passes, in float64: outputs and every gradient. Generic tests go
+over the passes, the fusions and the kernels that there are, so a new one is tested by existing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import strategies as st
+from strategies import random_inputs, randomise, specs
+from test_ops import OPS, floats, replaced, run, values_of
+from test_properties import flat, some_sizes
+
+import multiway as mw
+from multiway.compiler import fusion as fusion_module
+from multiway.compiler.build import program_names
+from multiway.compiler.correspond import corresponds
+from multiway.compiler.dispatch import fast
+from multiway.compiler.fusion import Match, Tally, fuse, fusions
+from multiway.compiler.graph import LayerGraph, Record, Value
+from multiway.compiler.op import Sample
+from multiway.compiler.passes.plan_memory import kept_bytes
+from multiway.compiler.pipeline import PIPELINE, Options, Pass
+from multiway.compiler.pipeline import run as run_pipeline
+from multiway.compiler.stages import Stages
+from multiway.compiler.verify import VerificationError, verify
+from multiway.runtime.kernels import kernels
+from multiway.runtime.kernels.packed_linear import adjacent
+from multiway.runtime.model import Model
+from multiway.specs.errors import MultiwayError
+from multiway.zoo import catalogue
+
+Mappings = dict[str, Any]
+NAMES = [each.name for each in PIPELINE]
+MEMBERS = [
+    (entry.name, head)
+    for entry in catalogue()
+    if entry.name.endswith("-test")
+    for head in mw.load(entry.name).heads
+]
+PHASES = [Phase.explicit, Phase.generate, Phase.shrink]
+
+
+def settings(examples: int) -> hypothesis.settings:
+    slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+    return hypothesis.settings(max_examples=examples, suppress_health_check=slow, phases=PHASES)
+
+
+def pair(spec: mw.Spec, **options: Any) -> tuple[Model, Model]:
+    """The reference and a fused model with the same random weights."""
+    both = []
+    for more in ({"fuse": False}, options):
+        model = mw.compile(spec, dtype=torch.float64, **more)
+        randomise(model)
+        both.append(model)
+    return both[0], both[1]
+
+
+def outputs(model: Model, program: str, given: Mappings) -> list[torch.Tensor]:
+    return flat(model.run(program, **given))
+
+
+def gradients(model: Model, found: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Gradients of a fixed random functional of the outputs, zeros where nothing is read."""
+    generator = torch.Generator().manual_seed(7)
+    total = torch.zeros((), dtype=torch.float64)
+    for value in found:
+        if value.is_floating_point() and value.requires_grad:
+            factor = torch.randn(value.shape, generator=generator, dtype=value.dtype)
+            total = total + (value * factor).sum()
+    if not total.requires_grad:
+        return {}
+    params = dict(model.named_parameters())
+    made = torch.autograd.grad(total, list(params.values()), allow_unused=True)
+    zipped = zip(params.items(), made, strict=True)
+    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zipped}
+
+
+def assert_equal(spec: mw.Spec, program: str, given: Mappings, **options: Any) -> None:
+    """Outputs, and in training every gradient, of the reference and the fused program."""
+    reference, fused = pair(spec, **options)
+    want, got = outputs(reference, program, given), outputs(fused, program, given)
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    if options.get("mode") != "inference":
+        wanted, found = gradients(reference, want), gradients(fused, got)
+        assert wanted.keys() == found.keys()
+        scale = max((float(g.abs().max()) for g in wanted.values() if g.numel()), default=0.0)
+        for name, gradient in wanted.items():
+            torch.testing.assert_close(
+                found[name],
+                gradient,
+                rtol=1e-7,
+                atol=1e-10 * (1 + scale),
+                msg=f"gradient of {name}",
+            )
+
+
+def heads(spec: Mappings) -> Iterator[mw.Spec]:
+    hypothesis.note(yaml.safe_dump(spec, sort_keys=False))
+    whole = mw.load(spec)
+    for name in whole.heads:
+        yield whole.for_head(name)
+
+
+# Random specs, random passes
+
+
+def check_fused(spec: Mappings, length: int, without: list[str], mode: str) -> None:
+    for each in heads(spec):
+        for program in program_names(each):
+            graph = mw.build(each, program=program)
+            given = random_inputs(graph, some_sizes(graph, length))
+            assert_equal(each, program, given, without=without, mode=mode)
+
+
+SUBSETS = st.lists(st.sampled_from(NAMES), unique=True)
+MODES = st.sampled_from(["train", "train", "inference"])
+
+
+@given(specs(), st.integers(1, 5), SUBSETS, MODES)
+@settings(60)
+def test_fused_is_the_reference(spec: Mappings, length: int, without: list[str], mode: str) -> None:
+    check_fused(spec, length, without, mode)
+
+
+@given(specs(), st.sampled_from(["train", "inference"]))
+@settings(40)
+def test_a_fused_graph_is_well_formed_lowered_as_it_is_and_fused_no_further(
+    spec: Mappings, mode: Any
+) -> None:
+    for each in heads(spec):
+        model = mw.compile(each, device="meta", mode=mode)
+        for program in program_names(each):
+            graph = run_pipeline(mw.build(each, program=program), Options(mode=mode))[-1].graph
+            verify(graph)
+            assert corresponds(graph, model.programs[program])
+            plain = graph.to_json()
+            assert LayerGraph.from_json(json.loads(json.dumps(plain))).to_json() == plain
+            again = run_pipeline(graph, Options(mode=mode))[-1].graph
+            assert shape_of(again) == shape_of(graph)
+
+
+def shape_of(graph: LayerGraph) -> Any:
+    """What a graph is, without the marks of passes and the order of building."""
+    return {
+        record.path: (record.op, dict(record.attrs), record.params, graph.sources(record.path))
+        for record in graph
+    }
+
+
+@pytest.mark.fuzz
+@given(specs(), st.integers(1, 5), SUBSETS, MODES)
+@settings(600)
+def test_fuzz_fused(spec: Mappings, length: int, without: list[str], mode: str) -> None:
+    check_fused(spec, length, without, mode)
+
+
+# Every test member of the zoo
+
+
+@pytest.mark.parametrize("mode", ["train", "inference"])
+@pytest.mark.parametrize(("name", "head"), MEMBERS)
+def test_members_fused_are_the_reference(name: str, head: str, mode: str) -> None:
+    spec = mw.load(name).for_head(head)
+    for program in program_names(spec):
+        graph = mw.build(spec, program=program)
+        assert_equal(spec, program, random_inputs(graph, sizes_for(graph)), mode=mode)
+
+
+def sizes_for(graph: LayerGraph) -> dict[str, int]:
+    return {**some_sizes(graph, 4), "S": 64}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "head"), MEMBERS)
+def test_narrow_floats_are_no_farther_from_float64_than_eager(
+    name: str, head: str, dtype: torch.dtype
+) -> None:
+    spec = mw.load(name).for_head(head)
+    program = program_names(spec)[0]
+    graph = mw.build(spec, program=program)
+    given = random_inputs(graph, sizes_for(graph), dtype=dtype)
+    found = {}
+    for fused in (False, True):
+        model = mw.compile(spec, dtype=dtype, fuse=fused)
+        with torch.no_grad():
+            found[fused] = [t.double() for t in outputs(model, program, given)]
+    exact = mw.compile(spec, dtype=torch.float64, fuse=False)
+    exact.load_state_dict(mw.compile(spec, dtype=dtype).state_dict())
+    wide = {
+        n: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
+        for n, v in given.items()
+    }
+    with torch.no_grad():
+        want = outputs(exact, program, wide)
+    for ours, eager, right in zip(found[True], found[False], want, strict=True):
+        if right.is_floating_point():
+            limit = 2 * float((eager - right).norm()) + torch.finfo(dtype).eps * float(right.norm())
+            assert float((ours - right).norm()) <= limit
+
+
+def test_decoding_is_the_forward_program() -> None:
+    for name in ("pythia-test", "mudd-pythia-test", "muddformer-test"):
+        model = mw.compile(name, dtype=torch.float64, mode="inference")
+        tokens = torch.randint(0, 200, (2, 6), generator=torch.Generator().manual_seed(0))
+        whole = model.run("forward", tokens=tokens)
+        cache = mw.runtime.model.new_cache(model, batch=2, slots=8)
+        logits, cache = model.run("prefill", tokens=tokens[:, :4], cache=cache)
+        torch.testing.assert_close(logits, whole[:, :4])
+        for t in (4, 5):
+            positions = torch.full((2, 1), t)
+            logits, cache = model.run(
+                "decode", tokens=tokens[:, t : t + 1], positions=positions, cache=cache
+            )
+            torch.testing.assert_close(logits[:, 0], whole[:, t])
+
+
+# Every pass: fires, leaves alone, refuses
+
+
+def stages(name: str, program: str = "forward", **options: Any) -> dict[str, Any]:
+    whole = mw.load(name)
+    head = options.pop("head", next(iter(whole.heads)))
+    found = Stages(whole.for_head(head), Options(**options))[program]
+    return {stage.name: stage for stage in found}
+
+
+FIRES = {
+    "sink_segments": ("beit3-test", "forward", {"head": "vqa"}),
+    "fold_norms": ("pythia-test", "forward", {"mode": "inference"}),
+    "share_common": ("pythia-test", "forward", {"mode": "inference"}),
+    "drop_dead": ("beit3-test", "forward", {"head": "vqa"}),
+    "fuse_mix": ("mudd-pythia-test", "forward", {}),
+    "fuse_norms": ("pythia-test", "forward", {}),
+    "fuse_projections": ("pythia-test", "forward", {}),
+    "fuse_attention": ("pythia-test", "decode", {}),
+    "fuse_residual": ("pythia-test", "forward", {}),
+    "fuse_loss": ("pythia-test", "loss", {}),
+    "plan_memory": ("pythia-test", "loss", {"memory_budget": 0, "sizes": {"B": 2, "T": 8}}),
+}
+
+
+@pytest.mark.parametrize("each", PIPELINE, ids=NAMES)
+def test_a_pass_fires_and_marks_what_it_made(each: Pass) -> None:
+    name, program, options = FIRES[each.name]
+    found = stages(name, program, **options)[each.name]
+    assert found.tally.fired
+    marked = [r.path for r in found.graph if each.name in r.passes]
+    if each.name not in ("share_common", "drop_dead", "plan_memory"):
+        assert marked
+    without = stages(name, program, **options, without=[each.name])
+    assert each.name not in without
+
+
+@pytest.mark.parametrize("each", PIPELINE, ids=NAMES)
+def test_a_pass_leaves_alone_what_it_does_not_know(each: Pass) -> None:
+    graph = LayerGraph(name="forward", params={})
+    (x,) = graph.add(
+        Record(path="inputs.x", op="input", outputs=(mw.compiler.types.Tensor((2, 3, 4)),)), {}
+    )
+    (y,) = graph.add(Record(path="blocks.0.y", op="activation", attrs={"kind": "relu"}), {"x": x})
+    graph.add(Record(path="outputs", op="output"), {"y": y})
+    assert each.run(graph, Tally(), Options()) is graph
+
+
+def test_an_inner_value_with_another_reader_is_not_fused() -> None:
+    spec = mw.load("mudd-pythia-test")
+    inner = ["blocks.1.mix.activation", "blocks.1.attention.query_heads", "blocks.1.ffn.down"]
+    tapped = run_pipeline(mw.build(spec, taps=inner), Options())
+    refused = {p: why for stage in tapped for p, why in stage.tally.refused.items()}
+    for path, reason in {
+        "blocks.1.mix.weights": "blocks.1.mix.activation is also read by outputs",
+        "blocks.1.attention.query_rotary": "blocks.1.attention.query_heads is also read by outputs",
+    }.items():
+        assert refused[path] == reason
+    left = tapped[-1].graph
+    assert all(path in left for path in inner)
+    assert "blocks.2.mix.activation" not in left  # where nothing is tapped
+    model = mw.compile(spec, taps=inner, dtype=torch.float64)
+    plain = mw.compile(spec, taps=inner, dtype=torch.float64, fuse=False)
+    for each in (model, plain):
+        randomise(each)
+    tokens = torch.arange(10)[None]
+    for a, b in zip(flat(model(tokens=tokens)), flat(plain(tokens=tokens)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_norms_are_not_folded_into_a_tied_table() -> None:
+    spec = mw.load(
+        {
+            "multiway": 1,
+            "name": "tied",
+            "extends": "pythia-test",
+            "heads": {"lm": {"kind": "causal_lm", "tie": True}},
+        }
+    )
+    found = run_pipeline(mw.build(spec), Options(mode="inference"))
+    refused = next(stage for stage in found if stage.name == "fold_norms").tally.refused
+    assert refused == {"output.norm": "the weight of heads.lm.logits has another reader"}
+
+
+def test_the_sequence_is_joined_for_keys_and_values_only() -> None:
+    found = stages("beit3-test", head="vqa")
+    built, sunk = (
+        [r.path for r in found[stage].graph if r.op in ("concat", "split") and "blocks" in r.path]
+        for stage in ("built", "sink_segments")
+    )
+    assert len(built) == 2 * 12
+    assert sunk == [f"blocks.{i}.attention.{name}" for i in (0, 1) for name in ("join.1", "join.2")]
+
+
+# A wrong pass is caught
+
+
+def test_a_fusion_that_is_not_what_it_replaces_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = mw.build("mudd-pythia-test")
+    for each in fusions():
+        if each.op != "token_weights":
+            continue
+
+        def wrong(graph: LayerGraph, record: Record, match: Any = each.match) -> Match | None:
+            found = match(graph, record)
+            attrs = {**found.record.attrs, "eps": 1.0}
+            return dataclasses.replace(found, record=dataclasses.replace(found.record, attrs=attrs))
+
+        broken = dataclasses.replace(each, match=wrong)
+        with pytest.raises(VerificationError, match="is no rms_norm with"):
+            fuse(graph, broken, Tally())
+
+
+def test_a_kernel_that_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    from multiway.runtime.kernels import linear_sum
+
+    plain = linear_sum._LinearSum.forward
+
+    def wrong(ctx: Any, *args: Any) -> torch.Tensor:
+        return plain(ctx, *args) * (1 + 1e-6)
+
+    monkeypatch.setattr(linear_sum._LinearSum, "forward", staticmethod(wrong))
+    spec = mw.load("pythia-test")
+    graph = mw.build(spec)
+    with pytest.raises(AssertionError, match="not close"):
+        assert_equal(spec, "forward", random_inputs(graph, sizes_for(graph)))
+
+
+def test_a_pass_that_changes_a_shape_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
+        rewriter = fusion_module.Rewriter(graph)
+        for record in graph:
+            outputs = record.outputs[:1] if record.op == "mix" else record.outputs
+            rewriter.keep(dataclasses.replace(record, outputs=outputs))
+        return rewriter.finish()
+
+    broken = dataclasses.replace(PIPELINE[0], run=wrong)
+    monkeypatch.setattr("multiway.compiler.pipeline.PIPELINE", (broken,))
+    with pytest.raises(VerificationError):
+        run_pipeline(mw.build("mudd-pythia-test"), Options())
+
+
+# Options
+
+
+def test_an_unknown_pass_is_an_error() -> None:
+    with pytest.raises(MultiwayError, match="there is no pass 'fuse_mx'") as caught:
+        mw.compile("pythia-test", without=["fuse_mx"])
+    assert "nearest:  fuse_mix" in str(caught.value)
+    with pytest.raises(MultiwayError, match="'fast' cannot be allowed"):
+        Options(allow=["fast"])
+
+
+def test_without_every_pass_the_graph_is_as_built() -> None:
+    graph = mw.build("mudd-pythia-test")
+    assert run_pipeline(graph, Options(without=NAMES))[-1].graph is graph
+
+
+def test_passes_are_declared() -> None:
+    assert len(set(NAMES)) == len(NAMES) == len(FIRES)
+    assert {each.by for each in fusions()} <= set(NAMES)
+    for each in PIPELINE:
+        assert each.does and each.numerics in ("exact", "rounding", "approx")
+    for each in fusions():
+        assert OPS[each.op].composed
+
+
+# Kernels
+
+
+KERNEL_SAMPLES = [
+    pytest.param(name, sample, id=f"{name}-{i}")
+    for name in kernels()
+    for i, sample in enumerate(OPS[name].samples)
+]
+
+
+@pytest.mark.parametrize(("name", "sample"), KERNEL_SAMPLES)
+def test_a_kernel_is_its_op(name: str, sample: Sample) -> None:
+    op = OPS[name]
+    attrs = op.full_attrs(sample.attrs)
+    results = []
+    for function in (op.reference, fast(name)):
+        values = values_of(op, sample)
+        leaves = floats(values)
+        given = replaced(values, [leaf.requires_grad_() for leaf in leaves])
+        found = floats(flat(function(**given, **attrs)))
+        total = sum((t * torch.arange(1.0, 1 + t.numel()).view(t.shape)).sum() for t in found)
+        made = torch.autograd.grad(total, leaves, allow_unused=True)  # type: ignore[arg-type]
+        results.append((found, made))
+    (want, slopes), (got, found_slopes) = results
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(found_slopes, slopes, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a, b)
+
+
+def test_a_kernel_is_of_an_op() -> None:
+    assert set(kernels()) <= set(OPS)
+    assert all(kernel.doc for kernel in kernels().values())
+    assert run is not None
+
+
+# Parameters
+
+
+def test_weights_of_one_product_lie_together_and_files_do_not_show_it(tmp_path: Any) -> None:
+    fused, plain = pair(mw.load("pythia-test"))
+    fused, plain = plain, fused
+    before = {name: p.clone() for name, p in fused.named_parameters()}
+    _ = fused.programs["loss"]
+    attention = "blocks.0.attention."
+    group = [fused.get_parameter(f"{attention}{name}.weight") for name in ("query", "key", "value")]
+    assert adjacent(group)
+    for name, parameter in fused.named_parameters():
+        assert torch.equal(parameter, before[name])
+    mw.save(fused, tmp_path / "fused.safetensors")
+    mw.save(plain, tmp_path / "plain.safetensors")
+    for path in ("fused", "plain"):
+        for fused_too in (True, False):
+            loaded = mw.compile(
+                "pythia-test",
+                dtype=torch.float64,
+                fuse=fused_too,
+                weights=tmp_path / f"{path}.safetensors",
+            )
+            for name, parameter in loaded.named_parameters():
+                assert torch.equal(parameter, before[name])
+
+
+def test_folded_weights_follow_their_parameters() -> None:
+    reference, model = pair(mw.load("pythia-test"), mode="inference")
+    tokens = torch.arange(6)[None]
+    torch.testing.assert_close(model(tokens=tokens), reference(tokens=tokens))
+    for each in (reference, model):
+        randomise(each, seed=5)
+    torch.testing.assert_close(model(tokens=tokens), reference(tokens=tokens))
+    assert model.state_dict().keys() == reference.state_dict().keys()
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_recomputed_blocks_give_the_same_gradients_and_keep_less() -> None:
+    spec = mw.load("mudd-pythia-test")
+    graph = mw.build(spec, program="loss")
+    given = random_inputs(graph, sizes_for(graph))
+    budget = {"memory_budget": 0, "sizes": sizes_for(graph)}
+    assert_equal(spec, "loss", given, **budget)
+    kept = []
+    for options in ({}, budget):
+        model = mw.compile(spec, **options)
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
+        ):
+            model.run("loss", **given)
+        kept.append(sum(saved))
+    assert kept[1] < kept[0]
+
+
+def test_a_budget_that_is_met_recomputes_nothing() -> None:
+    sizes = {"B": 2, "T": 8}
+    found = stages("mudd-pythia-test", "loss", memory_budget=2**40, sizes=sizes)
+    assert not found["plan_memory"].graph.recompute
+    kept = kept_bytes(found["plan_memory"].graph, sizes)
+    blocks = [name for name in kept if name]
+    total = sum(each.bytes for each in kept.values())
+    # While backward is in a recomputed block, that block's bytes are there: one alone frees none.
+    for budget, count in ((total, 0), (total - 1, 2), (0, len(blocks))):
+        planned = stages("mudd-pythia-test", "loss", memory_budget=budget, sizes=sizes)
+        assert len(planned["plan_memory"].graph.recompute) == count
+
+
+def test_matches_do_not_overlap() -> None:
+    found = stages("mudd-pythia-test")
+    graph = found["fuse_mix"].graph
+    sums = [record for record in graph if record.op == "fused_mix"]
+    assert [len(r.attrs["normed"]) for r in sums] == [4, 4, 4, 1]
+    assert [r.attrs["raw"] for r in sums] == [[3], [3], [3], []]
+    assert Value("blocks.1.mix.sum", 4) in graph.sources("blocks.1.attention.add").values()
