@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from multiway.commands import (
+    bench,
     check,
     compile,
     export,
@@ -41,6 +42,7 @@ COMMANDS = {
     "run": run,
     "predict": predict,
     "generate": generate,
+    "bench": bench,
     "zoo": zoo,
     "schema": schema,
     "import": import_,

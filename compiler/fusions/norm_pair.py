@@ -49,16 +49,17 @@ OP = Op(
 
 
 def match(graph: LayerGraph, first: Record) -> Match | None:
-    """A norm and the next one in its block that differs in parameters only."""
+    """A norm and the next one in its block that differs in parameters only, two by two."""
     x = graph.sources(first.path)["x"]
     alike = [
         record
         for path, argument in graph.readers(x)
         if argument == "x" and _form(record := graph.record(path)) == _form(first)
     ]
-    if alike[0] is not first or len(alike) < 2 or "weight" not in first.params:
+    place = alike.index(first)
+    if place % 2 or place + 1 == len(alike) or "weight" not in first.params:
         return None
-    second = alike[1]
+    second = alike[place + 1]
     params = params_list("weights", [first.params["weight"], second.params["weight"]])
     if "bias" in first.params:
         params |= params_list("biases", [first.params["bias"], second.params["bias"]])

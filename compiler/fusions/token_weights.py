@@ -66,7 +66,7 @@ def match(graph: LayerGraph, weights: Record) -> Match | None:
             return None
         chain.append(found)
     _, output, activation, hidden, norm = chain
-    if norm.params or {*output.params, *hidden.params} != {"weight"}:
+    if norm.params or not all(set(each.params) == {"weight"} for each in (output, hidden)):
         return None
     params = {"hidden": hidden.params["weight"], "output": output.params["weight"]}
     attrs = {"ways": weights.attrs["ways"], "eps": norm.attrs["eps"]}

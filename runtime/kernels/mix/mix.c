@@ -14,7 +14,7 @@ enum { NO_NORM, LAYER_NORM, RMS_NORM };
 enum { SKIP, WRITE, ADD }; /* what to do with the gradient of a source */
 enum { FLUSH = 64 };       /* tokens summed in the working type before they go to the double sums */
 
-/* runtime/kernels/mix/native.py declares the same; strides count elements. */
+/* compiled.py declares the same; strides count elements. */
 struct call {
     int64_t tokens, width, sources, ways, norms, raws, threads, kind;
     int64_t weight_stride; /* from token to token; 0 for weights that all tokens share */

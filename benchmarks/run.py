@@ -1,0 +1,226 @@
+"""python benchmarks/run.py [CASE...]: runs cases of benchmarks/cases.py and writes their results.
+
+Both sides of a case run in turn in one process, with the same settings of the allocator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fnmatch
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from cases import CASES, Case
+
+import multiway as mw
+from multiway.runtime.allocator import keep_memory
+from multiway.runtime.measure import MIN_PAIRS, interleave, peak_live_bytes
+from multiway.runtime.measure_machine import commit, machine, versions
+from multiway.runtime.measure_neox import neox_side
+from multiway.runtime.measure_sides import (
+    Measured,
+    Side,
+    Work,
+    floor_side,
+    measure_sides,
+    model_side,
+    record,
+)
+
+HERE = Path(__file__).resolve().parent
+QUICK = {"depth": 2}  # of --quick: small enough to see in a minute that every case runs
+
+
+class Skipped(Exception):
+    """A case that cannot run here; the text says why."""
+
+
+def main() -> int:
+    options = _options()
+    chosen = [case for case in CASES if _is_chosen(case, options.cases)]
+    unknown = [p for p in options.cases if not fnmatch.filter([c.name for c in CASES], p)]
+    if unknown:
+        print(f"no case is called {', '.join(unknown)}; --list shows all", file=sys.stderr)
+        return 2
+    if options.pairs is not None and options.pairs < MIN_PAIRS:
+        print(f"--pairs must be at least {MIN_PAIRS}", file=sys.stderr)
+        return 2
+    if options.list:
+        for case in chosen:
+            print(f"{case.name:<28} {case.doc}")
+        return 0
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    allocator = keep_memory()
+    print(f"allocator: {allocator.library} {dict(allocator.settings) or allocator.reason}")
+    folder = options.json or (None if options.quick else HERE / "results")
+    for case in chosen:
+        case = _quick(case) if options.quick else case
+        case = dataclasses.replace(case, pairs=options.pairs or case.pairs)
+        _run_and_write(case, options.quick, folder)
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="a name or a pattern; default all")
+    parser.add_argument("--list", action="store_true", help="the cases, and run none")
+    parser.add_argument(
+        "--quick", action="store_true", help="2 layers, 9 pairs: shows that it runs, writes nothing"
+    )
+    parser.add_argument("--json", type=Path, metavar="DIR", help="default: benchmarks/results")
+    parser.add_argument("--pairs", type=int, metavar="N", help="at least 9; default: the case's")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads of torch")
+    return parser.parse_args()
+
+
+def _is_chosen(case: Case, patterns: list[str]) -> bool:
+    return not patterns or any(fnmatch.fnmatch(case.name, pattern) for pattern in patterns)
+
+
+def _quick(case: Case) -> Case:
+    return dataclasses.replace(case, pairs=9, batch=1, length=min(case.length, 32))
+
+
+def _run_and_write(case: Case, quick: bool, folder: Path | None) -> None:
+    start = time.perf_counter()
+    try:
+        with _kernels(case):
+            result = _compile_case(case) if case.kind == "compile" else _step_case(case, quick)
+    except Skipped as reason:
+        print(f"{case.name:<28} skipped: {reason}")
+        return
+    result = {"case": dataclasses.asdict(case), "quick": quick, **result, **_facts()}
+    result["seconds_in_all"] = time.perf_counter() - start
+    print(_line(case, result), flush=True)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(result, indent=2) + "\n"
+        (folder / f"{case.name}.json").write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _kernels(case: Case) -> Iterator[None]:
+    """Without the kernels in C where a case says so."""
+    if case.native:
+        yield
+        return
+    try:
+        from multiway.runtime.kernels import native
+    except ImportError:
+        raise Skipped("there are no kernels in C to switch off") from None
+    with native.disabled():
+        yield
+
+
+def _spec(name: str, quick: bool = False) -> mw.Spec:
+    source = HERE / "specs" / name if name.endswith(".yaml") else name
+    return mw.load(source, set=QUICK if quick else None)
+
+
+def _step_case(case: Case, quick: bool) -> dict[str, Any]:
+    """The time of a step beside another, or the peaks of both."""
+    sides = _sides(case, quick)
+    if case.kind == "memory":
+        peaks = [peak_live_bytes(side.run) for side in sides]
+        rows = [
+            {"name": side.name, "peak_live_bytes": peak, "spec": side.spec}
+            for side, peak in zip(sides, peaks, strict=True)
+        ]
+        return {"ratio": peaks[0] / peaks[1] / case.per, "spread": None, "sides": rows}
+    found = measure_sides(sides, pairs=case.pairs, memory=True)
+    a_times, b_times = (each.times for each in found[:2])
+    return {
+        "ratio": a_times.paired_ratio(b_times) / case.per,
+        "ratio_of_medians": a_times.ratio(b_times) / case.per,
+        "spread": max(a_times.spread, b_times.spread),
+        "sides": _records(found),
+    }
+
+
+def _records(found: list[Measured]) -> list[dict[str, Any]]:
+    return [record(each, None if i == 0 else found[0]) for i, each in enumerate(found)]
+
+
+def _sides(case: Case, quick: bool) -> list[Side]:
+    work = Work(batch=case.batch, length=case.length, train=case.train)
+    dtype = getattr(torch, case.dtype)
+
+    def compiled(name: str) -> Side:
+        spec = _spec(name, quick).for_head(case.head)
+        make = lambda device: mw.compile(spec, device=device, dtype=dtype)  # noqa: E731
+        return model_side(spec.name, make, work)
+
+    first = compiled(case.a)
+    if case.b == "gemm":
+        return [first, floor_side(first)]
+    if case.b != "hf":
+        return [first, compiled(case.b)]
+    try:
+        return [first, neox_side(_spec(case.a, quick).for_head(case.head), work, dtype=dtype)]
+    except mw.MultiwayError as error:
+        raise Skipped(error.problems[0].message) from None
+
+
+def _compile_case(case: Case) -> dict[str, Any]:
+    """Seconds from reading a spec to all its programs; apart, those of the very first time."""
+    names = [name for name in (case.a, case.b) if name]
+    start = time.perf_counter()
+    _all_programs(case.a)
+    first = time.perf_counter() - start
+    runs = {name: (lambda name=name: _all_programs(name)) for name in names}
+    times = interleave(runs, pairs=case.pairs, warmup=1)
+    a = times[case.a]
+    found: dict[str, Any] = {
+        "first_s": first,
+        "sides": [
+            {"name": n, "median_s": t.median, "spread": t.spread, "seconds": list(t.seconds)}
+            for n, t in times.items()
+        ],
+        "specs": {name: _spec(name).text() for name in names},
+        "spread": max(t.spread for t in times.values()),
+    }
+    if case.b:
+        return {"ratio": a.paired_ratio(times[case.b]) / case.per, **found}
+    return {"ratio": None, **found}
+
+
+def _all_programs(name: str) -> None:
+    model = mw.compile(_spec(name), device="meta")
+    for program in model.programs:
+        _ = model.programs[program]
+
+
+def _facts() -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "versions": versions(["transformers"]),
+        "allocator": keep_memory().record(),
+        "commit": commit(),
+    }
+
+
+def _line(case: Case, result: dict[str, Any]) -> str:
+    ratio, spread = result["ratio"], result["spread"]
+    if ratio is None:
+        shown = f"{result['sides'][0]['median_s']:.3g} s"
+    else:
+        shown = f"{ratio:.3f}"
+    target = "-" if case.target is None else f"{case.target:g}"
+    peaks = [side.get("peak_live_bytes") for side in result["sides"]]
+    peak = " / ".join(f"{each / 2**20:.1f}" for each in peaks if each is not None)
+    return (
+        f"{case.name:<28} {shown:>8}  target {target:>4}  "
+        f"spread {'-' if spread is None else f'{spread:.1%}':>6}  peak MiB {peak or '-'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
