@@ -76,16 +76,15 @@ def total(parts: Mapping[str, Cost]) -> Cost:
 def node_flops(graph: LayerGraph, record: Record, sizes: Mapping[str, int]) -> float:
     """FLOPs of one node: from its op's own formula, or the small graph that it stands for."""
     types = graph.argument_types(record, graph.arguments(record.path))
-    op = registry()[record.op]
-    if not op.composed:
-        return _flops(op, types, record.attrs, sizes)
-    steps = trace(op, types, record.attrs).steps
-    return sum(_flops(registry()[each.op], each.types, each.attrs, sizes) for each in steps)
+    return _flops(registry()[record.op], types, record.attrs, sizes)
 
 
 def _flops(
     op: Op, types: ArgumentTypes, attrs: Mapping[str, Any], sizes: Mapping[str, int]
 ) -> float:
+    if op.composed:
+        steps = trace(op, types, attrs).steps
+        return sum(_flops(registry()[each.op], each.types, each.attrs, sizes) for each in steps)
     letters = {}
     for letter, value in op.sizes(types, attrs).items():
         if letter == "*":
@@ -126,6 +125,8 @@ def products(graph: LayerGraph) -> int:
             found += 1
         elif record.op == "token_weights":
             found += 2
+        elif record.op == "mix_linear":
+            found += len(record.attrs["normed"])
         elif record.op == "linear_sum":
             found += len(graph.arguments(record.path)["xs"])
     return found

@@ -15,6 +15,7 @@ from multiway.compiler.fusion import Tally, fuse, fusions
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.passes.drop_dead import drop_dead
 from multiway.compiler.passes.fold_norms import fold_norms
+from multiway.compiler.passes.lay_out_history import lay_out_history
 from multiway.compiler.passes.plan_memory import plan_memory
 from multiway.compiler.passes.share_common import share_common
 from multiway.compiler.passes.sink_segments import sink_segments
@@ -82,6 +83,12 @@ class Stage:
     seconds: float
 
 
+def fuse_mix(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
+    """The fusions of the mix; and lists of hiddens are told how long they get."""
+    fused = fusing("fuse_mix")(graph, tally, options)
+    return lay_out_history(fused) if fused is not graph else graph
+
+
 def plain(function: Callable[[LayerGraph, Tally], LayerGraph]) -> Callable[..., LayerGraph]:
     """A pass that asks for no options."""
     return lambda graph, tally, _: function(graph, tally)
@@ -134,7 +141,7 @@ PIPELINE: tuple[Pass, ...] = (
         name="fuse_mix",
         does="depth mix and the norms that read it in one pass over the history; its generator",
         numerics="rounding",
-        run=fusing("fuse_mix"),
+        run=fuse_mix,
     ),
     Pass(
         name="fuse_norms",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Op, Reject, Sample
+from multiway.compiler.op import Attr, Op, Reject, Sample
 
 
-def append(history: Any = None, x: Any = None) -> Any:
+def append(history: Any = None, x: Any = None, *, capacity: int) -> Any:
     return [*(history or []), x]
 
 
@@ -19,11 +19,12 @@ OP = Op(
     signature="history?[L,*]:list, x[*] -> history[L+1,*]:list",
     reference=append,
     doc="The list with x at its end; without a list, one that holds x alone.",
+    attrs={"capacity": Attr("how long the list will get, for its layout; 0: not known", 0)},
     derive=_start,
     tokenwise=("history", "x"),
     samples=[
         Sample(shapes={"history": [(2, 3), (2, 3)], "x": (2, 3)}),
-        Sample(shapes={"x": (2, 3)}),
+        Sample(shapes={"x": (2, 3)}, attrs={"capacity": 4}),
     ],
     rejects=[
         Reject(

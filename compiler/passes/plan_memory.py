@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from multiway.compiler.costs import node_flops, type_bytes
-from multiway.compiler.fusion import Rewriter, Tally
+from multiway.compiler.fusion import Rewriter, Tally, fuse, fusions
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Value, block_of
 from multiway.compiler.op import registry
+
+PASS = "plan_memory"
 
 
 @dataclass(kw_only=True)
@@ -22,13 +24,20 @@ class Kept:
 def plan_memory(
     graph: LayerGraph, tally: Tally, budget: int | None, sizes: Mapping[str, int]
 ) -> LayerGraph:
-    """The graph with blocks marked for recomputation until what is kept fits the budget.
+    """The graph with parts marked for recomputation until what is kept fits the budget.
 
-    Blocks that free most bytes for a FLOP come first, of equal ones the earliest. Without a budget
-    nothing is recomputed. What cannot be reached is reached as nearly as it can be.
+    First inside fused ops: those whose fusion names this pass keep their inputs only. Then whole
+    blocks; those that free most bytes for a FLOP come first, of equal ones the earliest. Without a
+    budget nothing is recomputed. What cannot be reached is reached as nearly as it can be.
     """
     if budget is None:
         return graph
+    kept = kept_bytes(graph, sizes)
+    if sum(each.bytes for each in kept.values()) <= budget:
+        return graph
+    for fusion in fusions():
+        if fusion.by == PASS:
+            graph = fuse(graph, fusion, tally)
     kept = kept_bytes(graph, sizes)
     total = sum(each.bytes for each in kept.values())
     # Recomputing frees a block's bytes, but one block's are there again while its backward runs.

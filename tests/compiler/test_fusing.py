@@ -491,15 +491,30 @@ def test_recomputed_blocks_give_the_same_gradients_and_keep_less() -> None:
 
 def test_a_budget_that_is_met_recomputes_nothing() -> None:
     sizes = {"B": 2, "T": 8}
-    found = stages("mudd-pythia-test", "loss", memory_budget=2**40, sizes=sizes)
-    assert not found["plan_memory"].graph.recompute
-    kept = kept_bytes(found["plan_memory"].graph, sizes)
-    blocks = [name for name in kept if name]
+    graph = mw.build(mw.load("pythia-test", set={"depth": 4}), program="loss")
+
+    def planned(budget: int) -> LayerGraph:
+        return run_pipeline(graph, Options(memory_budget=budget, sizes=sizes))[-1].graph
+
+    kept = kept_bytes(planned(2**40), sizes)
     total = sum(each.bytes for each in kept.values())
     # While backward is in a recomputed block, that block's bytes are there: one alone frees none.
-    for budget, count in ((total, 0), (total - 1, 2), (0, len(blocks))):
-        planned = stages("mudd-pythia-test", "loss", memory_budget=budget, sizes=sizes)
-        assert len(planned["plan_memory"].graph.recompute) == count
+    for budget, count in ((total, 0), (total - 1, 2), (0, 4)):
+        assert len(planned(budget).recompute) == count
+
+
+def test_streams_are_recomputed_before_blocks_are() -> None:
+    sizes = {"B": 2, "T": 8}
+    full = stages("mudd-pythia-test", "loss", memory_budget=2**40, sizes=sizes)
+    total = sum(b.bytes for b in kept_bytes(full["plan_memory"].graph, sizes).values())
+    tight = stages("mudd-pythia-test", "loss", memory_budget=total - 1, sizes=sizes)
+    graph = tight["plan_memory"].graph
+    assert not graph.recompute
+    assert tight["plan_memory"].tally.fired == [f"blocks.{i}.mix.sum" for i in (1, 2, 3)]
+    assert sum(b.bytes for b in kept_bytes(graph, sizes).values()) < 0.9 * total
+    spec = mw.load("mudd-pythia-test")
+    given = random_inputs(mw.build(spec, program="loss"), {"B": 2, "T": 8})
+    assert_equal(spec, "loss", given, memory_budget=total - 1, sizes=sizes)
 
 
 def test_matches_do_not_overlap() -> None:

@@ -20,7 +20,7 @@ from multiway.runtime.kernels.mix.history import append as _append
 from multiway.runtime.kernels.mix.history import mix as _mix_history
 from multiway.runtime.kernels.mix.plan import NORMS, Inputs, Plan
 
-__all__ = ["KERNELS", "History", "append", "fused_mix", "mix"]
+__all__ = ["KERNELS", "History", "append", "fused_mix", "kernels_refusal", "mix"]
 
 # Private, so looked for: without them a call inside a mode or a transform is taken as a plain one.
 _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
@@ -107,10 +107,10 @@ def _refuses_append(
 
 def _refuses_mix(history: Sequence[Tensor], weights: Tensor) -> str | None:
     ways = range(weights.shape[-2])
-    return _refuses_fused_mix(history, weights, norm="", eps=0.0, normed=(), raw=ways)
+    return kernels_refusal(history, weights, norm="", eps=0.0, normed=(), raw=ways)
 
 
-def _refuses_fused_mix(
+def kernels_refusal(
     history: Sequence[Tensor],
     weights: Tensor,
     gains: Sequence[Tensor] = (),
@@ -121,6 +121,7 @@ def _refuses_fused_mix(
     normed: Sequence[int],
     raw: Sequence[int],
 ) -> str | None:
+    """Why fused_mix cannot take a call, or None."""
     if _transformed():
         return "torch.func: no kernel under its transforms"
     if norm not in NORMS:
@@ -148,7 +149,7 @@ KERNELS = [
     Kernel(
         op="fused_mix",
         run=fused_mix,
-        refuses=_refuses_fused_mix,
+        refuses=kernels_refusal,
         doc="Each source is read once for all streams, which are normalised on the way out.",
     ),
     Kernel(

@@ -1,0 +1,30 @@
+"""Tells each list of hiddens how long it will get, so that a kernel may keep one buffer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from multiway.compiler.fusion import Rewriter
+from multiway.compiler.graph import LayerGraph, Record, Value
+from multiway.compiler.types import History
+
+
+def lay_out_history(graph: LayerGraph) -> LayerGraph:
+    """The graph with the final length as `capacity` of every append."""
+    longest: dict[str, int] = {}
+    for record in reversed(list(graph)):
+        if record.op == "append":
+            own = record.outputs[0]
+            assert isinstance(own, History)
+            later = [longest.get(path, 0) for path, _ in graph.readers(Value(record.path))]
+            longest[record.path] = max([own.length, *later])
+    rewriter = Rewriter(graph)
+    for record in graph:
+        rewriter.keep(_with_capacity(record, longest.get(record.path, 0)))
+    return rewriter.finish()
+
+
+def _with_capacity(record: Record, capacity: int) -> Record:
+    if record.op != "append":
+        return record
+    return replace(record, attrs={**record.attrs, "capacity": capacity})
