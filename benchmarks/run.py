@@ -20,6 +20,8 @@ import torch
 from cases import CASES, Case
 
 import multiway as mw
+from multiway.compiler.passes.plan_memory import kept_bytes
+from multiway.compiler.pipeline import Options, run
 from multiway.runtime.allocator import keep_memory
 from multiway.runtime.measure import MIN_PAIRS, interleave, peak_live_bytes
 from multiway.runtime.measure_machine import commit, machine, versions
@@ -153,12 +155,12 @@ def _sides(case: Case, quick: bool) -> list[Side]:
     work = Work(batch=case.batch, length=case.length, train=case.train)
     dtype = getattr(torch, case.dtype)
 
-    def compiled(name: str) -> Side:
+    def compiled(name: str, **options: Any) -> Side:
         spec = _spec(name, quick).for_head(case.head)
-        make = lambda device: mw.compile(spec, device=device, dtype=dtype)  # noqa: E731
+        make = lambda device: mw.compile(spec, device=device, dtype=dtype, **options)  # noqa: E731
         return model_side(spec.name, make, work)
 
-    first = compiled(case.a)
+    first = compiled(case.a, **_planned(case, quick))
     if case.b == "gemm":
         return [first, floor_side(first)]
     if case.b != "hf":
@@ -167,6 +169,17 @@ def _sides(case: Case, quick: bool) -> list[Side]:
         return [first, neox_side(_spec(case.a, quick).for_head(case.head), work, dtype=dtype)]
     except mw.MultiwayError as error:
         raise Skipped(error.problems[0].message) from None
+
+
+def _planned(case: Case, quick: bool) -> dict[str, Any]:
+    """A memory budget from what the other side keeps."""
+    if case.budget is None:
+        return {}
+    sizes = {"B": case.batch, "T": case.length}
+    graph = mw.build(_spec(case.b, quick).for_head(case.head), program="loss")
+    kept = kept_bytes(run(graph, Options())[-1].graph, sizes)
+    total = sum(each.bytes for each in kept.values())
+    return {"memory_budget": int(case.budget * total), "sizes": sizes}
 
 
 def _compile_case(case: Case) -> dict[str, Any]:

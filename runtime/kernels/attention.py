@@ -14,7 +14,7 @@ import functools
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 
 def attention(
@@ -88,7 +88,7 @@ def _takes_both() -> bool:
 def _refuses(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool
 ) -> str | None:
-    if torch.is_autocast_enabled(query.device.type):
+    if autocasts(query):
         return None  # which brings all three to one type
     if not query.dtype == key.dtype == value.dtype:
         return f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}"

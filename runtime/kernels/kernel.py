@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
@@ -24,6 +26,11 @@ class Kernel:
     refuses: Callable[..., str | None]
     doc: str
     portable: bool = False
+
+
+def autocasts(x: torch.Tensor) -> bool:
+    """Whether autocast chooses the types of products on the device of x."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 IGNORED = -100  # the label of what does not count, as in torch
 
@@ -40,7 +40,7 @@ def linear_cross_entropy(
     Differentiating twice raises NotImplementedError.
     """
     device = x.device.type
-    if torch.is_autocast_enabled(device):
+    if autocasts(x):
         low = torch.get_autocast_dtype(device)
         x, weight = x.to(low), weight.to(low)
         bias = None if bias is None else bias.to(low)
@@ -236,7 +236,7 @@ def _refuses(
     size = math.prod(labels.shape) * weight.shape[0] * max(4, x.dtype.itemsize)
     if size <= SMALL_LOGITS_BYTES:
         return f"the logits are small: {size} bytes"
-    if torch.is_autocast_enabled(x.device.type):
+    if autocasts(x):
         return None
     if x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype):
         return f"x is {x.dtype}, weight {weight.dtype}"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 
 def linear_sum(
@@ -76,7 +76,7 @@ def _refuses(
 ) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler fuses the additions itself"
-    if torch.is_autocast_enabled(residual.device.type):
+    if autocasts(residual):
         return "autocast decides the types of products"
     if residual.dtype.itemsize < 4:
         return f"{residual.dtype}: sums of several products are rounded between them"

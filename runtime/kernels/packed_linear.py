@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 MANY_TOKENS = 1_024
 NARROW = 256  # channels of x
@@ -49,7 +49,7 @@ def packed_linear(
     biases = biases or ()
     if torch.compiler.is_compiling() or not _large(x, weights):  # sizes may be unknown
         return _apart(x, weights, biases)
-    if torch.is_autocast_enabled(x.device.type) or not _ordinary(x, *weights, *biases):
+    if autocasts(x) or not _ordinary(x, *weights, *biases):
         return _apart(x, weights, biases)
     if _one_product(x, weights):
         if adjacent(weights) and (not biases or adjacent(biases)):

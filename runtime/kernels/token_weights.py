@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 KINDS = ("gelu", "gelu_tanh", "silu", "relu")
 
@@ -104,7 +104,7 @@ def _refuses(
         return "a compiler fuses the norm itself"
     if kind not in KINDS:
         return f"activation {kind}"
-    if x.dtype.itemsize < 4 or torch.is_autocast_enabled(x.device.type):
+    if x.dtype.itemsize < 4 or autocasts(x):
         return f"{x.dtype}: the norm is to be rounded before the product"
     if any(each.dtype != x.dtype for each in (hidden, output)):
         return "types differ"

@@ -16,11 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import multiway as mw
+from multiway.catalogue import limits
 from multiway.compiler import parameters
 from multiway.compiler.build import program_names
-from multiway.compiler.graph import INPUT, LayerGraph
+from multiway.compiler.graph import INPUT, LayerGraph, block_of
 from multiway.compiler.heads import contrastive, kinds
-from multiway.compiler.printing import to_text
+from multiway.compiler.pipeline import PIPELINE, Options, run
+from multiway.compiler.printing import line, to_text
+from multiway.compiler.report import report
+from multiway.compiler.report import to_text as report_text
 from multiway.specs import config, expressions, language, merge, source
 from multiway.specs import spec as spec_module
 from multiway.specs.source import parse
@@ -184,6 +188,10 @@ def printed(what: str, file: Path) -> str:
     makers: dict[str, Callable[..., str]] = {
         "graph": print_graph,
         "code": print_code,
+        "block": print_block,
+        "fused": print_fused,
+        "passes": print_passes,
+        "report": print_report,
         "programs": print_programs,
         "parameters": print_parameters,
         "error": print_error,
@@ -197,10 +205,10 @@ def printed(what: str, file: Path) -> str:
 def folded_lines(text: str) -> str:
     """The text with its long lines broken at spaces."""
     lines = []
-    for line in text.rstrip("\n").split("\n"):
-        indent = " " * (len(line) - len(line.lstrip()) + 4)
+    for each in text.rstrip("\n").split("\n"):
+        indent = " " * (len(each) - len(each.lstrip()) + 4)
         lines += textwrap.wrap(
-            line,
+            each,
             WIDTH,
             subsequent_indent=indent,
             drop_whitespace=True,
@@ -217,8 +225,42 @@ def print_graph(file: Path, program: str) -> str:
 def print_code(file: Path, program: str, block: str = "") -> str:
     from multiway.compiler.listing import readable
 
-    module = mw.compile(spec_of(file)).programs[program].get_submodule(block)
+    module = mw.compile(spec_of(file), fuse=False).programs[program].get_submodule(block)
     return readable(str(module.code))
+
+
+def print_block(file: Path, name: str, head: str, block: str, stage: str) -> str:
+    """The lines of a block of a zoo entry's main program after a pass, with its share of nodes."""
+    stages = {s.name: s for s in run(mw.build(name, head=head), Options())}
+    graph = stages[stage].graph
+    found = [record for record in graph if block_of(record.path) == block]
+    lines = [line(graph, record).replace(f"{block}.", "") for record in found]
+    return "\n".join([f"# {name}, {block}, {stage}: {len(found)} nodes", *lines])
+
+
+def print_fused(file: Path, name: str, head: str, block: str) -> str:
+    """The code of a block of a zoo entry's main program, as it runs."""
+    from multiway.compiler.listing import readable
+
+    model = mw.compile(name, head=head, device="meta")
+    module = next(iter(model.programs.values())).get_submodule(block)
+    return readable(str(module.code))
+
+
+def print_passes(file: Path) -> str:
+    """The pipeline: name, numerics, what it does."""
+    rows = [(p.name, p.numerics + (f", {p.only}" if p.only else ""), p.does) for p in PIPELINE]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return "\n".join(f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in rows)
+
+
+def print_report(file: Path, name: str, head: str) -> str:
+    """The report on a zoo entry's main program, without its times."""
+    spec = mw.load(name).for_head(head)
+    found = report(run(mw.build(spec), Options()), limits=limits(spec))
+    for each in found["passes"]:
+        each["ms"] = ""
+    return re.sub(r" +ms$| +$", "", report_text(found), flags=re.MULTILINE)
 
 
 def print_programs(file: Path, example: str, head: str) -> str:

@@ -35,9 +35,9 @@ def test_a_program_is_made_once_and_when_it_is_asked_for(monkeypatch: pytest.Mon
 
     original = compiling.lower
 
-    def noted(graph: Any, containers: Any) -> Any:
+    def noted(graph: Any, containers: Any, **how: Any) -> Any:
         made.append(graph.name)
-        return original(graph, containers)
+        return original(graph, containers, **how)
 
     monkeypatch.setattr(compiling, "lower", noted)
     model = mw.compile(NAME)
