@@ -18,7 +18,7 @@ from multiway.compiler.stages import Stages
 from multiway.compiler.types import Sym, Tensor, Type, number
 from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
-from multiway.runtime.kernels.packed_linear import adjoin
+from multiway.runtime.kernels.packed_linear import adjoin, gains_from_adjacency
 from multiway.runtime.model import Model, Programs
 from multiway.specs.errors import MultiwayError
 from multiway.specs.spec import Spec
@@ -69,18 +69,26 @@ def compile_spec(
     )
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def pack(graph: LayerGraph, containers: nn.Module) -> None:
-    """Lays weights that one product reads one behind the other in memory. Values, names and
-    identities of parameters stay; a parameter that lies beside others already stays there.
+    """Lays weights that one product reads one behind the other in memory, where that gains.
+
+    Values, names and identities of parameters stay; a parameter that lies beside others already
+    stays there. A program may be lowered while gradients are off; its parameters stay trainable.
     """
     for record in graph:
-        if record.op != "packed_linear":
+        roles = grouped(record.params) if record.op == "packed_linear" else {}
+        found = {
+            role: [containers.get_parameter(path) for path in paths]
+            for role, paths in roles.items()
+        }
+        if not found or not gains_from_adjacency(found.get("weights", [])):
             continue
-        for paths in grouped(record.params).values():
-            found = [containers.get_parameter(path) for path in paths]
-            alone = all(p.untyped_storage().nbytes() == p.nbytes for p in found)
-            if alone and len({p.dtype for p in found}) == 1 and found[0].device.type != "meta":
-                adjoin(found)
+        for group in found.values():
+            alone = all(p.untyped_storage().nbytes() == p.nbytes for p in group)
+            if alone and len({p.dtype for p in group}) == 1 and not group[0].is_meta:
+                adjoin(group)
 
 
 def _initialise(

@@ -86,9 +86,7 @@ def compile(
     from multiway.runtime.weights import load_weights
 
     spec = load(source, set=set)
-    options = Options(
-        mode=mode, without=without, memory_budget=memory_budget, sizes=sizes or {}
-    )
+    options = Options(mode=mode, without=without, memory_budget=memory_budget, sizes=sizes or {})
     model = compile_spec(
         spec,
         options=options if fuse else None,

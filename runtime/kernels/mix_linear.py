@@ -37,7 +37,7 @@ def mix_linear(
     history: L of [B, T, D]; weights: [B, T, C, L] or [C, L]; gains, biases: [D] each or none;
     matrices: [F_i, D] for each of `normed`; shifts: [F_i] each or none.
     """
-    settings = {"norm": norm, "eps": eps}
+    settings: dict[str, Any] = {"norm": norm, "eps": eps}
     found = fused_mix(history, weights, gains, biases, **settings, normed=normed, raw=raw)
     streams, raws = found[: len(normed)], found[len(normed) :]
     again = _Streams(list(history), weights, list(gains), list(biases), settings, list(normed))

@@ -115,12 +115,17 @@ def _ordinary(*tensors: Tensor) -> bool:
     return all(type(each) in (Tensor, nn.Parameter) and not each.is_meta for each in tensors)
 
 
+def gains_from_adjacency(weights: Sequence[Tensor]) -> bool:
+    """Whether one product over weights [F_i, D] is ever taken. Only then is moving them of use."""
+    if not weights or weights[0].device.type != "cpu":
+        return bool(weights)
+    narrow = weights[0].shape[-1] <= NARROW
+    return narrow and any(weight.shape[0] % 16 for weight in weights)
+
+
 def _one_product(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    if x.device.type != "cpu":
-        return True
-    width = x.shape[-1]
-    many = width <= NARROW and x.numel() >= MANY_TOKENS * width
-    return many and any(weight.shape[0] % 16 for weight in weights)
+    many = x.device.type != "cpu" or x.numel() >= MANY_TOKENS * x.shape[-1]
+    return many and gains_from_adjacency(weights)
 
 
 def _large(x: Tensor, weights: Sequence[Tensor]) -> bool:

@@ -59,8 +59,9 @@ def settings(examples: int) -> hypothesis.settings:
 def pair(spec: mw.Spec, **options: Any) -> tuple[Model, Model]:
     """The reference and a fused model with the same random weights."""
     both = []
+    taps = options.pop("taps", ())
     for more in ({"fuse": False}, options):
-        model = mw.compile(spec, dtype=torch.float64, **more)
+        model = mw.compile(spec, dtype=torch.float64, taps=taps, **more)
         randomise(model)
         both.append(model)
     return both[0], both[1]
@@ -296,6 +297,30 @@ def test_an_inner_value_with_another_reader_is_not_fused() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("each", fusions(), ids=[each.op for each in fusions()])
+def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each: Any) -> None:
+    fired = 0
+    for name, program in (("mudd-pythia-test", "loss"), ("pythia-test", "loss")):
+        spec = mw.load(name)
+        built = mw.build(spec, program=program)
+        last = each.by == "plan_memory"
+        graph = run_pipeline(built, Options(without=[] if last else [each.by]))[-1].graph
+        matches = [m for r in graph if r.op in each.roots and (m := each.match(graph, r))]
+        tally = Tally()
+        fuse(graph, each, tally)
+        fired += len(tally.fired)
+        for match in matches[:1]:
+            inner = {Value(path) for path in match.nodes if path in built} - set(match.outputs)
+            taps = sorted(value.path for value in inner)
+            reference, fused = pair(spec, taps=taps)
+            given = random_inputs(built, sizes_for(built))
+            found = [outputs(model, program, given) for model in (fused, reference)]
+            assert len(found[0]) == 2 + len(taps)
+            for a, b in zip(*found, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+    assert fired
+
+
 def test_norms_are_not_folded_into_a_tied_table() -> None:
     spec = mw.load(
         {
@@ -437,10 +462,12 @@ def test_a_kernel_is_of_an_op() -> None:
 
 
 def test_weights_of_one_product_lie_together_and_files_do_not_show_it(tmp_path: Any) -> None:
-    fused, plain = pair(mw.load("pythia-test"))
-    fused, plain = plain, fused
+    # Heads of 10 channels, so that widths are no multiples of 16: there one product gains.
+    spec = mw.load("pythia-test", set={"block.attention.head_width": 10})
+    plain, fused = pair(spec)
     before = {name: p.clone() for name, p in fused.named_parameters()}
-    _ = fused.programs["loss"]
+    with torch.inference_mode():
+        _ = fused.programs["loss"]
     attention = "blocks.0.attention."
     group = [fused.get_parameter(f"{attention}{name}.weight") for name in ("query", "key", "value")]
     assert adjacent(group)
@@ -451,13 +478,21 @@ def test_weights_of_one_product_lie_together_and_files_do_not_show_it(tmp_path: 
     for path in ("fused", "plain"):
         for fused_too in (True, False):
             loaded = mw.compile(
-                "pythia-test",
+                spec,
                 dtype=torch.float64,
                 fuse=fused_too,
                 weights=tmp_path / f"{path}.safetensors",
             )
             for name, parameter in loaded.named_parameters():
                 assert torch.equal(parameter, before[name])
+
+
+def test_a_model_that_ran_without_gradients_first_can_be_trained() -> None:
+    model = mw.compile("pythia-test", set={"block.attention.head_width": 10})
+    with torch.inference_mode():
+        model(tokens=torch.arange(4)[None])
+    model.loss(tokens=torch.arange(4)[None], labels=torch.arange(4)[None])[0].backward()
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def test_folded_weights_follow_their_parameters() -> None:
