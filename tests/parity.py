@@ -203,12 +203,15 @@ def run_mudd(case: Case) -> None:
     if dense:
         taps += [f"dynamic.{i}" for i in range(depth)]
         taps += [f"streams.{i}.{way}" for i in range(depth) for way in ways[i]]
-    model = mw.compile(mudd_spec(case), taps=taps)
-    mw.import_weights(model, case.folder / "weights.safetensors")
+    spec = mudd_spec(case)
+    # What is tapped is not fused away, so everything else is compared without taps.
+    observed, model = mw.compile(spec, taps=taps), mw.compile(spec)
+    for each in (observed, model):
+        mw.import_weights(each, case.folder / "weights.safetensors")
     tokens = case.inputs["tokens"]
     with torch.no_grad():
-        logits, tapped = model(tokens=tokens)
-    case.compare("logits", logits)
+        _, tapped = observed(tokens=tokens)
+        case.compare("logits", model(tokens=tokens))
     for i in range(depth + 1):
         case.compare(f"hidden.{i}", tapped[f"hidden.{i}"])
     for i in range(depth if dense else 0):
@@ -234,7 +237,7 @@ def run_mudd_decode(case: Case, model: Model) -> None:
     steps = case.data["decode"]["num_new_tokens"]
     batch, length = prompt.shape
     cache = new_cache(model, batch=batch, slots=length + steps)
-    logits, cache, _ = model.run("prefill", tokens=prompt, cache=cache)
+    logits, cache = model.run("prefill", tokens=prompt, cache=cache)
     case.compare("decode.prefill_logits", logits)
     ids, chosen = [prompt], []
     for step in range(steps):
@@ -243,7 +246,7 @@ def run_mudd_decode(case: Case, model: Model) -> None:
         ids.append(new)
         positions = torch.full((batch, 1), length + step)
         if step + 1 < steps:
-            logits, cache, _ = model.run("decode", tokens=new, positions=positions, cache=cache)
+            logits, cache = model.run("decode", tokens=new, positions=positions, cache=cache)
     case.compare("decode.logits", torch.stack(chosen, 1))
     case.compare("decode.generated_ids", torch.cat(ids, 1))
 
@@ -347,17 +350,17 @@ def run_beit3(case: Case) -> None:
     taps = []
     if head == "features":
         taps = [f"hidden.{i}" for i in range(case.config["encoder_layers"] + 1)]
-    model = mw.compile(beit3_spec(case, head), head=head, taps=taps)
+    spec = beit3_spec(case, head)
+    if taps:  # what is tapped is not fused away, so everything else is compared without taps
+        observed = mw.compile(spec, head=head, taps=taps)
+        mw.import_weights(observed, case.folder / "weights.safetensors")
+        for call, described in case.data["calls"].items():
+            compare_hiddens(case, observed, call, arguments(case, call, described))
+    model = mw.compile(spec, head=head)
     mw.import_weights(model, case.folder / "weights.safetensors")
     total = torch.zeros(())
     for call, described in case.data["calls"].items():
-        given = {}
-        for argument in described["args"]:
-            if argument == "language_masked_pos":
-                continue
-            if argument not in _NAMES:
-                raise Unsupported(argument)
-            given[_NAMES[argument]] = case.inputs[f"{call}.{argument}"]
+        given = arguments(case, call, described)
         total = total + _CALLS[head](case, model, call, given)
     total.backward()
     case.compare_loss(total)
@@ -366,13 +369,33 @@ def run_beit3(case: Case) -> None:
         run_caption_decode(case, model)
 
 
-def call_features(case: Case, model: Model, call: str, given: dict[str, Any]) -> torch.Tensor:
+def arguments(case: Case, call: str, described: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a call under the names of the spec."""
+    given = {}
+    for argument in described["args"]:
+        if argument == "language_masked_pos":
+            continue
+        if argument not in _NAMES:
+            raise Unsupported(argument)
+        given[_NAMES[argument]] = case.inputs[f"{call}.{argument}"]
+    return given
+
+
+def features_program(given: dict[str, Any]) -> str:
     names = [name for name in ("image", "text") if name in given]
-    program = "forward" if len(names) == 2 else f"forward_{names[0]}"
-    features, tapped = model.run(program, **given)
-    case.compare(f"{call}.encoder_out", features.detach())
+    return "forward" if len(names) == 2 else f"forward_{names[0]}"
+
+
+@torch.no_grad()
+def compare_hiddens(case: Case, model: Model, call: str, given: dict[str, Any]) -> None:
+    _, tapped = model.run(features_program(given), **given)
     for name, value in tapped.items():
-        case.compare(f"{call}.{name}", value.detach())
+        case.compare(f"{call}.{name}", value)
+
+
+def call_features(case: Case, model: Model, call: str, given: dict[str, Any]) -> torch.Tensor:
+    features = model.run(features_program(given), **given)
+    case.compare(f"{call}.encoder_out", features.detach())
     probe = case.inputs[f"{call}.probe"]
     return (features * probe).sum() / (features.shape[0] * features.shape[1])
 

@@ -44,7 +44,7 @@ def backward(
         wide = torch.promote_types(batch.dtype, torch.float32)
         rows = [None if g is None else g.reshape(tokens, width) for g in grads]
         ways = sorted({c for c, g in zip(plan.outputs, grads, strict=True) if g is not None})
-        deltas = batch.new_zeros((tokens, len(ways), width), dtype=wide)
+        deltas: dict[int, torch.Tensor] = {}
         dgains, dbiases = [], []
         streams = _streams(inputs, batch)
         for i, way in enumerate(plan.outputs):
@@ -54,13 +54,13 @@ def backward(
             elif normed:
                 gain = inputs.gains[i] if inputs.gains else None
                 dx, dgain, dbias = _norm_backward(row, streams(way), gain, plan)
-                deltas[:, ways.index(way)] += dx
+                deltas[way] = deltas[way] + dx if way in deltas else dx
             else:
-                deltas[:, ways.index(way)] += row
+                deltas[way] = deltas[way] + row if way in deltas else row
             if normed:
                 dgains.append(dgain.to(batch.dtype))
                 dbiases.append(dbias.to(batch.dtype))
-        narrow = deltas.to(batch.dtype)
+        narrow = torch.stack([deltas[way].to(wide) for way in ways], dim=1).to(batch.dtype)
         return Grads(
             sources=_source_grads(narrow, ways, inputs, wanted),
             weights=_weight_grads(narrow, ways, inputs, batch) if wanted.weights else None,
