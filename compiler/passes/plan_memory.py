@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from multiway.compiler.costs import node_flops, type_bytes
+from multiway.compiler.costs import default_sizes, node_flops, type_bytes
 from multiway.compiler.fusion import Rewriter, Tally, fuse, fusions
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Value, block_of
 from multiway.compiler.op import registry
@@ -29,9 +29,13 @@ def plan_memory(
     First inside fused ops: those whose fusion names this pass keep their inputs only. Then whole
     blocks; those that free most bytes for a FLOP come first, of equal ones the earliest. Without a
     budget nothing is recomputed. What cannot be reached is reached as nearly as it can be.
+
+    sizes: numbers for named sizes. Lengths that are not given count as the longest that is.
     """
-    if budget is None:
-        return graph
+    if budget is None or any(record.op == "cache_write" for record in graph):
+        return graph  # nothing is trained through a cache
+    longest = max((size for name, size in sizes.items() if name != "B"), default=None)
+    sizes = {**default_sizes(graph, {}, batch=1, length=longest), **sizes}
     kept = kept_bytes(graph, sizes)
     if sum(each.bytes for each in kept.values()) <= budget:
         return graph

@@ -8,17 +8,15 @@ from typing import Any
 from multiway.compiler.fusion import Rewriter, Tally
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
 
-RANDOM: frozenset[str] = frozenset()  # ops that draw numbers; none of today's do
-
 
 def share_common(graph: LayerGraph, tally: Tally) -> LayerGraph:
     """The graph with the second of two equal nodes left out. A block does not read from inside
-    another block, so that blocks of one layout keep one layout.
+    another block, so that blocks of one layout keep one layout. No op draws random numbers.
     """
     rewriter = Rewriter(graph)
     seen: dict[Any, str] = {}
     for record in graph:
-        if record.op in (INPUT, OUTPUT) or record.op in RANDOM:
+        if record.op in (INPUT, OUTPUT):
             rewriter.keep(record)
             continue
         key = _key(rewriter, record)

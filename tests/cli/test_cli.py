@@ -217,6 +217,52 @@ def test_compile_writes_what_runs(run: Any, small: Path, tmp_path: Path) -> None
     assert json.loads((out / "graph.loss.json").read_text())["multigraph"]
 
 
+def test_compile_reports_what_the_passes_did(run: Any, small: Path, tmp_path: Path) -> None:
+    found = run("compile", "mudd-pythia-test", "--report")
+    assert found.code == 0, found.err
+    loss = found.out.split("program ")[2]
+    assert "fuse_loss             1" in loss
+    assert "at heads.lm.loss" in loss
+    assert "fused_mix              4 " in loss
+    budget = ("--memory-budget", "10kB", "--batch", "2", "--length", "8")
+    document = json.loads(run("compile", "mudd-pythia-test", "--json", *budget).out)
+    assert document["programs"]["loss"]["recompute"] == [f"blocks.{i}" for i in range(4)]
+    assert document["programs"]["decode"]["recompute"] == []
+    without = json.loads(run("compile", small, "--json", "--without", "fuse_loss").out)
+    assert "fuse_loss" not in [each["name"] for each in without["programs"]["loss"]["passes"]]
+    assert run("compile", small, "--dump", tmp_path / "dump").code == 0
+    files = sorted(path.name for path in (tmp_path / "dump").iterdir() if "loss" in path.name)
+    assert files[0] == "loss.00.built.txt"
+    assert "linear_cross_entropy" in (tmp_path / "dump" / files[-1]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((), "nothing to write and nothing to print"),
+        (("--report", "--without", "fuse_mx"), "there is no pass 'fuse_mx'"),
+        (("--report", "--allow", "lies"), "'lies' cannot be allowed"),
+        (("--report", "--memory-budget", "12parsecs"), "'12parsecs' is no number of bytes"),
+    ],
+)
+def test_compile_refuses_what_it_does_not_know(
+    run: Any, small: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    found = run("compile", small, *arguments)
+    assert (found.code, found.out) == (2, "")
+    assert text in found.err
+    assert "Traceback" not in found.err
+
+
+def test_a_graph_is_shown_at_every_stage(run: Any) -> None:
+    for stage, op in (("built", " mix("), ("fuse_mix", " fused_mix("), ("fused", " linear_sum(")):
+        assert op in run("graph", "mudd-pythia-test", "--stage", stage).out
+    assert "fold_gain" in run("graph", "pythia-test", "--stage", "fold_norms").out
+    found = run("graph", "pythia-test", "--stage", "fuzed")
+    assert found.code == 2
+    assert "nearest:  fused" in found.err
+
+
 def test_compile_does_not_overwrite_without_force(run: Any, small: Path, tmp_path: Path) -> None:
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "precious").write_text("x")

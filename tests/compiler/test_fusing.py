@@ -117,22 +117,28 @@ def heads(spec: Mappings) -> Iterator[mw.Spec]:
 # Random specs, random passes
 
 
-def check_fused(spec: Mappings, length: int, without: list[str], mode: str) -> None:
+def check_fused(spec: Mappings, length: int, **options: Any) -> None:
     for each in heads(spec):
         for program in program_names(each):
             graph = mw.build(each, program=program)
             given = random_inputs(graph, some_sizes(graph, length))
-            assert_equal(each, program, given, without=without, mode=mode)
+            assert_equal(each, program, given, **options)
 
 
 SUBSETS = st.lists(st.sampled_from(NAMES), unique=True)
-MODES = st.sampled_from(["train", "train", "inference"])
+OPTIONS = st.fixed_dictionaries(
+    {
+        "without": SUBSETS,
+        "mode": st.sampled_from(["train", "train", "inference"]),
+        "memory_budget": st.sampled_from([None, None, 0, 5_000]),
+    }
+)
 
 
-@given(specs(), st.integers(1, 5), SUBSETS, MODES)
+@given(specs(), st.integers(1, 5), OPTIONS)
 @settings(60)
-def test_fused_is_the_reference(spec: Mappings, length: int, without: list[str], mode: str) -> None:
-    check_fused(spec, length, without, mode)
+def test_fused_is_the_reference(spec: Mappings, length: int, options: Mappings) -> None:
+    check_fused(spec, length, **options)
 
 
 @given(specs(), st.sampled_from(["train", "inference"]))
@@ -161,10 +167,10 @@ def shape_of(graph: LayerGraph) -> Any:
 
 
 @pytest.mark.fuzz
-@given(specs(), st.integers(1, 5), SUBSETS, MODES)
+@given(specs(), st.integers(1, 5), OPTIONS)
 @settings(600)
-def test_fuzz_fused(spec: Mappings, length: int, without: list[str], mode: str) -> None:
-    check_fused(spec, length, without, mode)
+def test_fuzz_fused(spec: Mappings, length: int, options: Mappings) -> None:
+    check_fused(spec, length, **options)
 
 
 # Every test member of the zoo

@@ -7,6 +7,7 @@ A block behind a comment is written (`keys: CLASS`, `printed: WHAT`) or quoted (
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 import typing
@@ -32,6 +33,7 @@ from multiway.specs.spec import Spec
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "specs" / "examples"
+RESULTS = ROOT / "benchmarks" / "results"
 LANGUAGE = ROOT / "specs" / "LANGUAGE.md"
 DOCS = [LANGUAGE, *sorted((ROOT / "docs").glob("*.md"))]
 WIDTH = 108
@@ -192,6 +194,7 @@ def printed(what: str, file: Path) -> str:
         "fused": print_fused,
         "passes": print_passes,
         "report": print_report,
+        "results": print_results,
         "programs": print_programs,
         "parameters": print_parameters,
         "error": print_error,
@@ -261,6 +264,31 @@ def print_report(file: Path, name: str, head: str) -> str:
     for each in found["passes"]:
         each["ms"] = ""
     return re.sub(r" +ms$| +$", "", report_text(found), flags=re.MULTILINE)
+
+
+def print_results(file: Path) -> str:
+    """The recorded results of the benchmark cases, in the order of the cases."""
+    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
+    rows = [("case", "in pairs", "of medians", "target", "spread", "pairs")]
+    for each in sorted(found, key=lambda each: each["case"]["name"]):
+        case = each["case"]
+        if each["ratio"] is None:
+            main = f"{each['sides'][0]['median_s']:.2f} s"
+        else:
+            main = f"{each['ratio']:.3f}"
+        medians = f"{each['ratio_of_medians']:.3f}" if "ratio_of_medians" in each else "-"
+        target = "-" if case["target"] is None else f"{case['target']:g}"
+        spread = "-" if each["spread"] is None else f"{each['spread']:.0%}"
+        timed = case["kind"] != "memory"
+        rows.append(
+            (case["name"], main, medians, target, spread, str(case["pairs"] if timed else "-"))
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        row[0].ljust(widths[0])
+        + "".join(cell.rjust(w + 2) for cell, w in zip(row[1:], widths[1:], strict=True))
+        for row in rows
+    )
 
 
 def print_programs(file: Path, example: str, head: str) -> str:
