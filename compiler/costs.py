@@ -137,7 +137,7 @@ def default_sizes(
 ) -> dict[str, int]:
     """Numbers for the named sizes of a graph: the batch, and lengths at their limit or `length`."""
     names = {
-        name
+        name: None  # in the order in which they are met
         for record in graph
         for kind in record.outputs
         for dim in (kind.dims if isinstance(kind, Sizes) else kind.shape)
