@@ -25,8 +25,24 @@ def linear_sum(
     residual: [*, F]; xs: [*, D_i]; weights: [F, D_i]; biases: [F] each, or none -> [*, F].
     A second backward pass through it raises RuntimeError.
     """
+    if not torch.is_grad_enabled():  # a function of our own would cost more than it saves
+        return _summed(residual, xs, weights, biases)
     y: Tensor = _LinearSum.apply(residual, len(xs), *xs, *weights, *biases)  # type: ignore[no-untyped-call]
     return y
+
+
+def _summed(
+    residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    rows = residual.reshape(-1, residual.shape[-1])
+    flat = [x.reshape(-1, x.shape[-1]) for x in xs]
+    if biases:
+        y, rest = rows + sum(biases[1:], biases[0]), 0
+    else:
+        y, rest = torch.addmm(rows, flat[0], weights[0].t()), 1
+    for x, weight in zip(flat[rest:], weights[rest:], strict=True):
+        y.addmm_(x, weight.t())
+    return y.view(residual.shape)
 
 
 class _LinearSum(torch.autograd.Function):
@@ -36,18 +52,7 @@ class _LinearSum(torch.autograd.Function):
     def forward(ctx: Any, residual: Tensor, count: int, *given: Tensor) -> Tensor:
         xs, weights, biases = given[:count], given[count : 2 * count], given[2 * count :]
         ctx.save_for_backward(*xs, *weights)
-        ctx.num_biases = len(biases)
-        bias = sum(biases[1:], biases[0]) if biases else None
-        rows = residual.reshape(-1, residual.shape[-1])
-        flat = [x.reshape(-1, x.shape[-1]) for x in xs]
-        if bias is None:
-            y = torch.addmm(rows, flat[0], weights[0].t())
-            rest = 1
-        else:
-            y, rest = rows + bias, 0
-        for x, weight in zip(flat[rest:], weights[rest:], strict=True):
-            y.addmm_(x, weight.t())
-        return y.view(residual.shape)
+        return _summed(residual, xs, weights, biases)
 
     @staticmethod
     @once_differentiable
