@@ -229,9 +229,12 @@ def _line(case: Case, result: dict[str, Any]) -> str:
     target = "-" if case.target is None else f"{case.target:g}"
     peaks = [side.get("peak_live_bytes") for side in result["sides"]]
     peak = " / ".join(f"{each / 2**20:.1f}" for each in peaks if each is not None)
+    seconds = [side.get("compile_s") for side in result["sides"]]
+    compiled = " / ".join(f"{each:.2f}" for each in seconds if each is not None)
     return (
         f"{case.name:<28} {shown:>8}  target {target:>4}  "
-        f"spread {'-' if spread is None else f'{spread:.1%}':>6}  peak MiB {peak or '-'}"
+        f"spread {'-' if spread is None else f'{spread:.1%}':>6}  peak MiB {peak or '-'}  "
+        f"compile s {compiled or '-'}"
     )
 
 

@@ -20,6 +20,8 @@ from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.op import registry
 from multiway.compiler.verify import VerificationError
 
+NORMS = ("layer_norm", "rms_norm")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Match:

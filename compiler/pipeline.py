@@ -169,7 +169,7 @@ PIPELINE: tuple[Pass, ...] = (
     ),
     Pass(
         name="fuse_loss",
-        does="vocabulary product and cross entropy in chunks: the logits are never all there",
+        does="vocabulary product and cross entropy in chunks: large logits are never whole",
         numerics="rounding",
         run=fusing("fuse_loss"),
     ),

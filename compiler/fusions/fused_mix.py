@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion, Match, params_list
+from multiway.compiler.fusion import NORMS, Fusion, Match, params_list
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
-
-NORMS = ("layer_norm", "rms_norm")
 
 
 def fused_mix(
@@ -25,11 +23,10 @@ def fused_mix(
     raw: list[int],
 ) -> Any:
     streams = f.mix(history, weights)
-    norms = {"layer_norm": f.layer_norm, "rms_norm": f.rms_norm}
     found = []
     for i, way in enumerate(normed):
         gain, bias = (each[i] if each else None for each in (gains, biases))
-        found.append(norms[norm](streams[way], gain, bias, eps=eps))
+        found.append(getattr(f, norm)(streams[way], gain, bias, eps=eps))
     return (*found, *(streams[way] for way in raw))
 
 

@@ -20,7 +20,7 @@ def linear_cross_entropy(
 OP = Op(
     signature="x[*,D], labels[*]:int, weight[V,D], bias?[V] -> loss[], count[]:int",
     reference=linear_cross_entropy,
-    doc="cross_entropy of logits that are never all there at once.",
+    doc="cross_entropy of a linear, whose logits a kernel may make in parts.",
     attrs={"smoothing": Attr("probability given to the wrong classes", 0.0)},
     params={"weight": NORMAL, "bias": ZEROS},
     saves=("x",),

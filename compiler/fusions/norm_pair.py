@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion, Match, params_list
+from multiway.compiler.fusion import NORMS, Fusion, Match, params_list
 from multiway.compiler.graph import LayerGraph, Record, Value, block_of
 from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
 
-NORMS = ("layer_norm", "rms_norm")
-
 
 def norm_pair(x: Any, weights: Any, biases: Any = None, *, norm: str, eps: float) -> Any:
-    function = {"layer_norm": f.layer_norm, "rms_norm": f.rms_norm}[norm]
+    function = getattr(f, norm)
     biases = biases or [None, None]
     return tuple(function(x, w, b, eps=eps) for w, b in zip(weights, biases, strict=True))
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion, Match, source
+from multiway.compiler.fusion import NORMS, Fusion, Match, source
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
-
-NORMS = ("layer_norm", "rms_norm")
 
 
 def rotate_heads(
@@ -27,7 +25,7 @@ def rotate_heads(
 ) -> Any:
     y = f.split_heads(x, heads=heads)
     if norm:
-        y = {"layer_norm": f.layer_norm, "rms_norm": f.rms_norm}[norm](y, gain, bias, eps=eps)
+        y = getattr(f, norm)(y, gain, bias, eps=eps)
     return y if cos is None else f.rotary(y, cos, sin, pairs=pairs)
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from multiway.compiler.fusion import Rewriter, Tally
+from multiway.compiler.fusion import NORMS, Rewriter, Tally
 from multiway.compiler.graph import LayerGraph, Record, Value
 
 PASS = "fold_norms"
-NORMS = ("layer_norm", "rms_norm")
 
 
 def fold_norms(graph: LayerGraph, tally: Tally) -> LayerGraph:

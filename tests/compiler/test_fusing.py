@@ -42,6 +42,7 @@ from multiway.zoo import catalogue
 
 Mappings = dict[str, Any]
 NAMES = [each.name for each in PIPELINE]
+EXACT = [each for each in PIPELINE if each.numerics == "exact"]
 MEMBERS = [
     (entry.name, head)
     for entry in catalogue()
@@ -410,6 +411,22 @@ def test_an_unknown_pass_is_an_error() -> None:
     assert "nearest:  fuse_mix" in str(caught.value)
     with pytest.raises(MultiwayError, match="'fast' cannot be allowed"):
         Options(allow=["fast"])
+
+
+@pytest.mark.parametrize("each", EXACT, ids=[p.name for p in EXACT])
+def test_an_exact_pass_changes_no_bit(each: Pass) -> None:
+    name, program, options = FIRES[each.name]
+    options = dict(options)
+    spec = mw.load(name).for_head(options.pop("head", None))
+    graph = mw.build(spec, program=program)
+    given = random_inputs(graph, sizes_for(graph), dtype=torch.float32)
+    results = []
+    others = [n for n in NAMES if n not in (each.name, "fold_norms")]  # which makes nodes equal
+    for without in (others, [*others, each.name]):
+        model = mw.compile(spec, **options, without=without)
+        found = outputs(model, program, given)
+        results.append([*found, *gradients(model, found).values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_without_every_pass_the_graph_is_as_built() -> None:
