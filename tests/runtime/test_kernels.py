@@ -21,11 +21,12 @@ from multiway.runtime.kernels import attention as attention_module
 from multiway.runtime.kernels import kernels, native, packed_linear
 from multiway.runtime.kernels import linear_cross_entropy as loss_module
 from multiway.runtime.kernels.attention import attention
-from multiway.runtime.kernels.heads import compiled, rotate_heads
+from multiway.runtime.kernels.heads import rotate_heads
 from multiway.runtime.kernels.linear_cross_entropy import linear_cross_entropy
+from multiway.runtime.kernels.native import calls
+from multiway.runtime.kernels.native.calls import ELEMENTS_PER_THREAD
 from multiway.runtime.kernels.norms import norm_pair
 from multiway.runtime.kernels.norms import rms_norm as fused_rms_norm
-from multiway.runtime.kernels.norms.compiled import ELEMENTS_PER_THREAD
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -536,7 +537,7 @@ def test_rotate_heads_gives_only_the_gradients_asked_for(
 
 
 def test_rotate_heads_on_several_threads(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(calls, "ELEMENTS_PER_THREAD", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(3)
     try:

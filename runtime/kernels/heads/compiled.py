@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
+from multiway.runtime.kernels.native.calls import SUFFIX, addressable, threads
 
-SUFFIX = {torch.float32: "float", torch.float64: "double"}
 NORMS = ("", "rms_norm", "layer_norm")  # numbered as in rotate_heads.c
 WIDEST = 1024
-ELEMENTS_PER_THREAD = 32768  # a thread more for less work than this costs more than it saves
 
 _SIZES = ("batch", "length", "heads", "width", "turned", "adjacent", "norm", "threads")
 _STRIDES = ("x_batch", "x_token", "table_batch", "table_token")
@@ -43,15 +42,8 @@ class Plan:
 
 def takes(plan: Plan, x: Tensor, *others: Tensor | None) -> bool:
     """Whether these tensors (x, cos, sin, gain, bias) are computed here."""
-    if x.dtype not in SUFFIX or x.shape[-1] // plan.heads > WIDEST:
+    if not addressable(x, *others) or x.shape[-1] // plan.heads > WIDEST:
         return False
-    for each in (x, *others):
-        if each is None:
-            continue
-        if type(each) not in (Tensor, torch.nn.Parameter) or each.device.type != "cpu":
-            return False
-        if each.dtype != x.dtype or each.is_meta:
-            return False
     return native.library("rotate_heads") is not None
 
 
@@ -96,7 +88,6 @@ def _call(plan: Plan, inputs: tuple[Tensor | None, ...]) -> tuple[_Call, list[Te
         assert cos.shape == sin.shape == (cos.shape[0], length, turned)
         assert cos.shape[0] in (1, batch) and 2 * turned <= width
     assert all(each is None or each.shape == (width,) for each in (gain, bias))
-    most = min(torch.get_num_threads(), x.numel() // ELEMENTS_PER_THREAD, batch * length)
     call = _Call(
         batch=batch,
         length=length,
@@ -105,7 +96,7 @@ def _call(plan: Plan, inputs: tuple[Tensor | None, ...]) -> tuple[_Call, list[Te
         turned=turned,
         adjacent=plan.pairs == "adjacent",
         norm=NORMS.index(plan.norm),
-        threads=max(1, most),
+        threads=threads(x.numel(), batch * length),
         x_batch=x.stride(0),
         x_token=x.stride(1),
         table_batch=table_batch,

@@ -9,10 +9,9 @@ import torch
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix.plan import NORMS, Grads, Inputs, Maybes, Plan, Wanted
+from multiway.runtime.kernels.native.calls import SUFFIX, threads
 
-SUFFIX = {torch.float32: "float", torch.float64: "double"}
 SKIP, WRITE, ADD = range(3)
-ELEMENTS_PER_THREAD = 32768  # a thread more for less work than this costs more than it saves
 
 _Words = ctypes.POINTER(ctypes.c_int64)
 _Pointers = ctypes.POINTER(ctypes.c_void_p)
@@ -110,7 +109,7 @@ def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[torch.Tensor | None]]
         ways=ways,
         norms=len(plan.normed),
         raws=len(plan.raw),
-        threads=_threads(inputs.tokens, width * sources),
+        threads=threads(inputs.tokens * width * sources, inputs.tokens),
         kind=NORMS.index(plan.norm),
         weight_stride=0 if inputs.shared else ways * sources,
         eps=plan.eps,
@@ -150,12 +149,6 @@ def _rows(
         if batch == 1 or length == 1 or x.stride(0) == length * x.stride(1):
             return x, x.stride(1) if length > 1 else x.stride(0)
     return x.contiguous(), x.shape[-1]
-
-
-def _threads(tokens: int, elements: int) -> int:
-    """Threads for this many tokens of this many elements to read."""
-    most = min(torch.get_num_threads(), tokens * elements // ELEMENTS_PER_THREAD, tokens)
-    return max(1, most)
 
 
 def _pointers(tensors: Iterable[torch.Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:

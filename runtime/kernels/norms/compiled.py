@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
+from multiway.runtime.kernels.native.calls import SUFFIX, addressable, threads
 
-SUFFIX = {torch.float32: "float", torch.float64: "double"}
 NORMS = ("layer_norm", "rms_norm")  # numbered as in norms.c
 WIDEST, MOST = 8192, 2
-ELEMENTS_PER_THREAD = 32768  # a thread more for less work than this costs more than it saves
 
 _Pair = ctypes.c_void_p * MOST
 
@@ -44,15 +43,8 @@ class Plan:
 
 def takes(x: Tensor, *others: Tensor | None) -> bool:
     """Whether these tensors are computed here."""
-    if x.dtype not in SUFFIX or not 0 < x.shape[-1] <= WIDEST:
+    if not addressable(x, *others) or not 0 < x.shape[-1] <= WIDEST:
         return False
-    for each in (x, *others):
-        if each is None:
-            continue
-        if type(each) not in (Tensor, torch.nn.Parameter) or each.device.type != "cpu":
-            return False
-        if each.dtype != x.dtype:
-            return False
     return native.library("norms") is not None
 
 
@@ -97,7 +89,7 @@ def _call(
         x_stride=width,
         norm=NORMS.index(plan.norm),
         ways=plan.ways,
-        threads=max(1, min(torch.get_num_threads(), x.numel() // ELEMENTS_PER_THREAD, rows)),
+        threads=threads(x.numel(), rows),
         eps=plan.eps,
         x=x.data_ptr(),
         gains=_pair(given[: plan.ways]),
