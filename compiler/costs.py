@@ -13,7 +13,10 @@ from multiway.compiler.op import Op, registry
 from multiway.compiler.types import History, Sizes, Sym, Tensor, Type, number
 
 _BYTES = {"float": 4, "int": 8, "bool": 1}
-VIEWS = ("split_heads", "merge_heads", "split", "append", "segment_lengths")
+VIEWS = (
+    *("split_heads", "merge_heads", "split", "append", "segment_lengths"),
+    *("open_lanes", "split_lanes", "join_lanes"),
+)
 PARTS = ("embed", "attention", "ffn", "mix", "output", "heads", "other")
 
 

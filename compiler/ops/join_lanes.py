@@ -1,0 +1,24 @@
+"""Lanes laid end to end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def join_lanes(lanes: Any) -> Any:
+    return lanes.flatten(-2)
+
+
+OP = Op(
+    signature="lanes[B,T,N,D] -> x[B,T,N*D]",
+    reference=join_lanes,
+    doc="Lane-major: channel i * D + d is channel d of lane i. The inverse of split_lanes.",
+    tokenwise=("lanes",),
+    samples=[Sample(shapes={"lanes": (2, 3, 2, 4)})],
+    rejects=[
+        Reject(shapes={"lanes": (2, 3, 4)}, error="lanes has 3 axes, needs [B,T,N,D]: [2,3,4]")
+    ],
+    cite="arXiv:2503.14125",
+)

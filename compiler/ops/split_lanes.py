@@ -1,0 +1,25 @@
+"""The residual stream cut into pieces of its width, which are lanes from then on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Reject, Sample
+
+
+def split_lanes(x: Any, *, count: int) -> Any:
+    return x.unflatten(-1, (count, -1))
+
+
+OP = Op(
+    signature="x[B,T,N*D] -> lanes[B,T,N,D]",
+    reference=split_lanes,
+    doc="Lane i is the i-th of `count` contiguous pieces of the width.",
+    attrs={"count": Attr("number of lanes", letter="N")},
+    tokenwise=("x",),
+    samples=[Sample(shapes={"x": (2, 3, 8)}, attrs={"count": 2})],
+    rejects=[
+        Reject(shapes={"x": (2, 3, 8)}, attrs={"count": 3}, error="x: 8 is not a multiple of N = 3")
+    ],
+    cite="arXiv:2503.14125",
+)
