@@ -152,6 +152,14 @@ def show(value: Any) -> str:
     return str(value)
 
 
+def group_width(letters: Mapping[str, Any]) -> dict[str, Any]:
+    """A rule for `Op.derive`: E, the width of each of G groups of D. Raises ShapeError."""
+    width = divide(letters["D"], letters["G"])
+    if width is None:
+        raise ShapeError(f"D: {show(letters['D'])} is not a multiple of G = {letters['G']}")
+    return {"E": width}
+
+
 def infer(
     signature: Signature,
     arguments: Mapping[str, Type | Sequence[Type]],
