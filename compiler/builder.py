@@ -4,58 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
+from multiway.compiler.declared import join, norm_eps, norm_kind
 from multiway.compiler.graph import INPUT, OUTPUT, Arguments, LayerGraph, Param, Record, Value
+from multiway.compiler.hiddens import Cache, Hiddens, Segment
 from multiway.compiler.op import registry
-from multiway.compiler.parameters import (
-    attention_widths,
-    generator_norm,
-    join,
-    mix_ways,
-    norm_eps,
-    norm_kind,
-    split_norms,
-)
+from multiway.compiler.parameters import attention_widths
+from multiway.compiler.trunk import Trunk
 from multiway.compiler.types import Tensor, Type, sym
 from multiway.specs.config import Config
-from multiway.specs.language import Block, Experts, Learned, Norm, PlainNorm, Rotary
+from multiway.specs.language import Learned
+from multiway.specs.parts import Experts, Norm, PlainNorm
 from multiway.specs.spec import Spec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """The tokens of one input inside a sequence."""
-
-    name: str
-    modality: str
-
-
-@dataclass(kw_only=True)
-class Cache:
-    """Keys and values of all layers while a program with a cache is built."""
-
-    offset: Value
-    layers: list[Value]  # key, value, key, value, ...
-    slots: Value
-    reads: bool  # decode attends to the cache; prefill to its own tokens, and only writes
-    written: list[Value] = field(default_factory=list)
-
-
-@dataclass(kw_only=True)
-class Hiddens:
-    """What blocks work on: hidden states of one or more joined segments, and what they need."""
-
-    hidden: Value
-    segments: tuple[Segment, ...]
-    sizes: Value | None  # None for a single segment
-    positions: Value | None = None  # for rotary
-    mask: Value | None = None
-    causal: bool | None = None  # None: as every block says
-    cache: Cache | None = None
-    cached: tuple[str, ...] = ()  # modalities of tokens that only the cache holds
-
 
 Make = Callable[[str, str, Value], Value]
 """(label of the node, way of the parameters, input) -> output."""
@@ -338,208 +299,9 @@ class Builder:
             joined = self.node("embed.padding", "concat", {"parts": each})
         return self.node("embed.mask", "padding_mask", {"padding": joined})
 
-    # Blocks
-
     def trunk(self, seq: Hiddens) -> Value:
         """All blocks and the output norm. Names `hidden.i`, and the streams, for taps."""
-        newest, history = seq.hidden, None
-        for layer, block in enumerate(self.spec.blocks):
-            history = self._append(layer, history, newest)
-            streams = self._streams(layer, history, newest)
-            newest = self._block(layer, block, streams, seq)
-            self.name(f"hidden.{layer + 1}", newest)
-        depth = self.spec.depth
-        history = self._append(depth, history, newest)
-        x = self._streams(depth, history, newest)["r"]
-        if (norm := self.spec.output.norm) is not None:
-            x = self.routed_norm("output.norm", norm, x, seq)
-        self.name("output", x)
-        return x
-
-    def _append(self, layer: int, history: Value | None, newest: Value) -> Value | None:
-        later = range(layer, self.spec.depth + 1)
-        if not any(mix_ways(self.spec, i) for i in later):
-            return history
-        given = {"x": newest} if history is None else {"history": history, "x": newest}
-        return self.node(f"history.{layer}", "append", given)
-
-    def _streams(self, layer: int, history: Value | None, newest: Value) -> dict[str, Value]:
-        """What a block reads as q, k, v and r. A q, k or v that is not mixed reads what r reads."""
-        ways = mix_ways(self.spec, layer)
-        if not ways:
-            return dict.fromkeys("qkvr", newest)
-        assert history is not None
-        wiring = self.spec.wiring
-        path = f"blocks.{layer}.mix" if layer < self.spec.depth else "output.mix"
-        given = {}
-        if wiring.generator is not None:
-            given["dynamic"] = self._generator(path, newest)
-            self.name(f"dynamic.{layer - 1}", given["dynamic"])
-        weights = self.node(
-            f"{path}.weights",
-            "depth_weights",
-            given,
-            attrs={"ways": len(ways)},
-            params=path,
-            part=wiring,
-        )
-        mixed = self.nodes(
-            f"{path}.sum", "mix", {"history": history, "weights": weights}, part=wiring
-        )
-        named = dict(zip(ways, mixed, strict=True))
-        for way, value in named.items():
-            self.name(f"streams.{layer - 1}.{way}", value)
-        rest = named.get("r", newest)
-        return {stream: named.get(stream, rest) for stream in "qkvr"}
-
-    def _generator(self, path: str, newest: Value) -> Value:
-        generator = self.spec.wiring.generator
-        assert generator is not None
-        x = self.norm(f"{path}.norm", generator_norm(generator), newest)
-        x = self.linear(f"{path}.hidden", x, part=generator)
-        kind = {"kind": generator.activation}
-        x = self.node(f"{path}.activation", "activation", {"x": x}, attrs=kind, part=generator)
-        return self.linear(f"{path}.output", x, part=generator)
-
-    def _block(self, layer: int, block: Block, streams: Mapping[str, Value], seq: Hiddens) -> Value:
-        path, residual = f"blocks.{layer}", streams["r"]
-        attended = self._attention(layer, block, streams, seq)
-        after = self.node(f"{path}.attention.add", "add", {"a": residual, "b": attended})
-        reads = residual if block.order == "parallel" else after
-        fed = self._ffn(f"{path}.ffn", block, reads, seq)
-        return self.node(f"{path}.hidden", "add", {"a": after, "b": fed})
-
-    def _attention(
-        self, layer: int, block: Block, streams: Mapping[str, Value], seq: Hiddens
-    ) -> Value:
-        path, attention = f"blocks.{layer}.attention", block.attention
-        norm = attention.norm or block.norm
-        if split_norms(self.spec, layer):
-            inputs = [
-                self.routed_norm(f"{path}.norm.{s}", norm, streams[s], seq, block.norm)
-                for s in "qkv"
-            ]
-        else:
-            inputs = [self.routed_norm(f"{path}.norm", norm, streams["q"], seq, block.norm)] * 3
-
-        def project(label: str, way: str, xs: list[Value]) -> list[Value]:
-            return [
-                self.linear(
-                    join(path, name, label), x, part=attention, params=join(path, name, way)
-                )
-                for name, x in zip(("query", "key", "value"), xs, strict=True)
-            ]
-
-        projected = self.routed_many(path, attention.experts, inputs, seq, project)
-        merged = self._attend(layer, block, projected, seq)
-
-        def finish(label: str, way: str, x: Value) -> Value:
-            if attention.sub_norm is not None:
-                sub = f"{path}.sub_norm"
-                x = self.norm(
-                    join(sub, label),
-                    attention.sub_norm,
-                    x,
-                    params=join(sub, way),
-                    default=block.norm,
-                )
-            out = f"{path}.output"
-            return self.linear(join(out, label), x, part=attention, params=join(out, way))
-
-        return self.routed(f"{path}.output", attention.experts, merged, seq, finish)
-
-    def _attend(self, layer: int, block: Block, projected: list[Value], seq: Hiddens) -> Value:
-        path, attention = f"blocks.{layer}.attention", block.attention
-        counts = (attention.heads, *[attention.kv_heads or attention.heads] * 2)
-        qk = attention.qk_norm
-        values = []
-        for name, x, heads in zip(("query", "key", "value"), projected, counts, strict=True):
-            over = qk.over if qk and name != "value" else ""
-            if over == "width":
-                x = self._qk_norm(f"{path}.{name}_norm", block, x)
-            x = self.node(f"{path}.{name}_heads", "split_heads", {"x": x}, attrs={"heads": heads})
-            if over == "head":
-                x = self._qk_norm(f"{path}.{name}_norm", block, x)
-            if isinstance(attention.position, Rotary) and name != "value":
-                x = self._rotary(f"{path}.{name}_rotary", block, attention.position, x, seq)
-            values.append(x)
-        query, key, value = values
-        causal = attention.mask == "causal" if seq.causal is None else seq.causal
-        if (cache := seq.cache) is not None:
-            key, value = self._write(path, cache, layer, key, value)
-            if cache.reads:
-                causal = False
-            else:
-                key, value = values[1:]
-        given = {"query": query, "key": key, "value": value} | (
-            {"mask": seq.mask} if seq.mask else {}
-        )
-        y = self.node(f"{path}.core", "attention", given, attrs={"causal": causal}, part=attention)
-        return self.node(f"{path}.merge", "merge_heads", {"x": y})
-
-    def _qk_norm(self, path: str, block: Block, x: Value) -> Value:
-        qk = block.attention.qk_norm
-        assert qk is not None
-        norm = PlainNorm(kind=qk.kind, eps=qk.eps, node=qk.node)
-        return self.norm(path, norm, x, default=block.norm)
-
-    def _rotary(self, path: str, block: Block, rotary: Rotary, x: Value, seq: Hiddens) -> Value:
-        head = attention_widths(self.spec, block)[0] // block.attention.heads
-        setting = (int(head * rotary.fraction), rotary.base)
-        if setting not in self.tables:
-            if seq.positions is None:
-                seq.positions = self.node("rotary.positions", "positions", {"x": seq.hidden})
-            self.tables[setting] = self.nodes(
-                join("rotary.table", str(len(self.tables)) if self.tables else ""),
-                "rotary_table",
-                {"x": seq.hidden, "positions": seq.positions},
-                attrs={"channels": setting[0], "base": setting[1]},
-                part=rotary,
-            )
-        cos, sin = self.tables[setting]
-        given = {"x": x, "cos": cos, "sin": sin}
-        return self.node(path, "rotary", given, attrs={"pairs": rotary.pairs}, part=rotary)
-
-    def _write(
-        self, path: str, cache: Cache, layer: int, key: Value, value: Value
-    ) -> tuple[Value, Value]:
-        new = [
-            self.node(
-                f"{path}.{name}_cache",
-                "cache_write",
-                {"cache": cache.layers[2 * layer + i], "new": x, "slots": cache.slots},
-            )
-            for i, (name, x) in enumerate((("key", key), ("value", value)))
-        ]
-        cache.written += new
-        return new[0], new[1]
-
-    def _ffn(self, path: str, block: Block, x: Value, seq: Hiddens) -> Value:
-        ffn = block.ffn
-        x = self.routed_norm(f"{path}.norm", ffn.norm or block.norm, x, seq, block.norm)
-
-        def make(label: str, way: str, y: Value) -> Value:
-            def part(name: str, x: Value) -> Value:
-                return self.linear(
-                    join(path, name, label), x, part=ffn, params=join(path, name, way)
-                )
-
-            kind = {"kind": ffn.activation}
-            up = part("up", y)
-            given = {"x": part("gate", y) if ffn.gate else up}
-            z = self.node(
-                join(path, "activation", label), "activation", given, attrs=kind, part=ffn
-            )
-            if ffn.gate:
-                z = self.node(join(path, "gated", label), "multiply", {"a": z, "b": up})
-            if ffn.sub_norm is not None:
-                sub = f"{path}.sub_norm"
-                z = self.norm(
-                    join(sub, label), ffn.sub_norm, z, params=join(sub, way), default=block.norm
-                )
-            return part("down", z)
-
-        return self.routed(path, ffn.experts, x, seq, make)
+        return Trunk(self, seq).run()
 
     # Caches
 

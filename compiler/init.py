@@ -20,3 +20,27 @@ NORMAL = Init(kind="normal", std=0.02)
 ZEROS = Init(kind="zeros")
 ONES = Init(kind="ones")
 NEWEST = Init(kind="newest")
+IDENTITY = Init(kind="identity")
+
+
+def one_hot(row: int) -> Init:
+    """1 in one row, 0 elsewhere."""
+    return Init(kind="one_hot", value=row)
+
+
+def tiled(value: float) -> Init:
+    """`value` where the column, modulo the number of rows, is the row; 0 elsewhere."""
+    return Init(kind="tiled", value=value)
+
+
+def scaled(start: Init, factor: float) -> Init:
+    """The same distribution, times a factor. Raises KeyError for a kind that has no such form."""
+    numbers = {name: getattr(start, name) * factor for name in ("std", "cut", "bound", "value")}
+    match start.kind:
+        case "zeros":
+            return start
+        case "ones":
+            return Init(kind="constant", value=factor)
+        case "normal" | "truncated_normal" | "uniform" | "constant" | "tiled":
+            return Init(kind=start.kind, **numbers)
+    raise KeyError(start.kind)

@@ -193,7 +193,7 @@ class _Lowering:
     def _placeholder_name(self, value: Value) -> str:
         """A name without the number of the block, so that blocks of one layout have one code."""
         if block_of(value.path):
-            return value.path.rpartition(".")[2]
+            return next(part for part in reversed(value.path.split(".")) if not part.isdigit())
         if value.path.startswith(("history.", "inputs.")):
             return value.path.split(".")[0 if value.path.startswith("history.") else 1]
         return self.root.values[value].name

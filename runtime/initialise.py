@@ -44,6 +44,16 @@ def initialise(tensor: torch.Tensor, start: Start, generator: torch.Generator) -
         case "newest":
             tensor.zero_()
             tensor[..., -1] = 1.0
+        case "identity":
+            tensor.zero_()
+            tensor.diagonal(dim1=-2, dim2=-1).fill_(1.0)
+        case "one_hot":
+            tensor.zero_()
+            tensor[int(start.value)] = 1.0
+        case "tiled":
+            tensor.zero_()
+            columns = torch.arange(tensor.shape[1], device=tensor.device)
+            tensor[columns % tensor.shape[0], columns] = start.value
         case other:
             raise AssertionError(f"no initial values of kind {other}")
 

@@ -12,13 +12,13 @@ from multiway.specs.language import (
     Attention,
     Block,
     Embed,
-    Experts,
     Input,
     Learned,
-    Norm,
-    PlainNorm,
     Rotary,
 )
+from multiway.specs.parts import Experts, Norm, PlainNorm
+from multiway.specs.wiring import Manifold
+from multiway.specs.wiring_checks import check_wiring
 
 if TYPE_CHECKING:
     from multiway.specs.source import Node
@@ -48,13 +48,24 @@ def check(spec: Spec, report: Report) -> None:
         _check_input(spec, name, each, report)
     _check_blocks(spec, report)
     _check_norm(spec, spec.output.norm, report)
-    for norm in _generator_norms(spec):
+    for norm in _wiring_norms(spec):
         _check_norm(spec, norm, report)
+    if len(report.problems) == before:
+        check_wiring(spec, report)
     spec.head.check_spec(spec, report)
 
 
-def _generator_norms(spec: Spec) -> list[PlainNorm | None]:
-    return [spec.wiring.generator.norm] if spec.wiring.generator is not None else []
+def _wiring_norms(spec: Spec) -> list[PlainNorm | None]:
+    found: list[PlainNorm | None] = []
+    for _, mix in spec.wiring.mixes():
+        found += [mix.source_norm, mix.sum_norm, mix.generator.norm if mix.generator else None]
+    lanes = spec.wiring.lanes
+    weights = lanes.weights if lanes is not None else None
+    if isinstance(weights, Manifold):
+        found.append(weights.norm)
+    elif weights is not None and weights.dynamic is not None:
+        found.append(weights.dynamic.norm)
+    return found
 
 
 # Inputs

@@ -75,6 +75,15 @@ class Formula:
     def count(self, **names: float) -> int:
         return _whole(self.number(**names), self.node, minimum=1)
 
+    def whole(self, **names: float) -> int:
+        """A whole number that may be negative."""
+        return _whole(self.number(**names), self.node, minimum=-MAX_COUNT)
+
+    def test(self, **names: float) -> bool:
+        if isinstance(self.node.value, bool):
+            return self.node.value
+        return bool(evaluate_at(self.expr, self.node, {**self.names, **names}))
+
 
 class Kinds:
     """A mapping whose `kind:` chooses its class: `Kinds(Learned, Rotary)` in an annotation."""
@@ -301,7 +310,7 @@ def _placed(error: ExpressionError, node: Node) -> MultiwayError:
     )
 
 
-def _whole(value: float, node: Node, *, minimum: int) -> int:
+def _whole(value: float, node: Node, *, minimum: float) -> int:
     shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.15g}"
     if value != int(value):
         raise MultiwayError.one(

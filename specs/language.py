@@ -9,8 +9,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from multiway.specs.config import Config, Count, Formula, Kinds, Offset, Real, Test, key, keys_of
+from multiway.specs.config import Config, Count, Formula, Kinds, Offset, Real, Test, key
 from multiway.specs.errors import Report, quote
+from multiway.specs.parts import Activation, Experts, Initial, Norm, PlainNorm
+from multiway.specs.wiring import Wiring
 
 if TYPE_CHECKING:
     from multiway.specs.spec import Spec
@@ -18,49 +20,6 @@ if TYPE_CHECKING:
 # `$` alone would let a line break pass at the end.
 NAME = r"^[a-z][a-z0-9_]*$(?!\n)"
 NAME_RULE = "small letters, digits and _, beginning with a letter"
-
-Stream = Literal["q", "k", "v", "r"]
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "tanh", "sigmoid"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fused(Config):
-    """One further way that serves all modalities together in some layers (BEiT-3's VL-FFN)."""
-
-    required = ("when",)
-
-    where: Test = key("the layers that have it, e.g. layer >= depth - 3", default=True)
-    when: tuple[str, ...] = key("the modalities that must all be present", default=())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experts(Config):
-    """Which copy of a part a token goes to."""
-
-    required = ("route",)
-
-    route: Literal["modality"] = key("what decides: the token's modality", default="modality")
-    fused: Fused | None = key("a way shared by several modalities")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlainNorm(Config):
-    """A normalisation over the last axis; in a routed part, one copy a way."""
-
-    short = "kind"
-    switch = True
-
-    kind: Literal["layer_norm", "rms_norm"] | None = key("default: that of block.norm")
-    eps: Real | None = key("added inside the square root; default: that of block.norm")
-    weight: bool = key("learned gain", default=True)
-    bias: bool | None = key("learned shift; default: layer_norm has one, rms_norm has none")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Norm(PlainNorm):
-    """A normalisation that may have a copy for every modality."""
-
-    experts: Experts | None = key("copies of the norm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,91 +104,6 @@ class Block(Config):
     order: Literal["sequential", "parallel"] = key(
         "parallel: attention and feed-forward both read the block's input", default="sequential"
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Initial(Config):
-    """How a parameter starts."""
-
-    short = "kind"
-    required = ("kind",)
-
-    kind: Literal[
-        "normal", "truncated_normal", "uniform", "constant", "zeros", "ones", "newest"
-    ] = key("newest: 1 on the newest source, 0 elsewhere", default="zeros")
-    std: Formula | None = key("standard deviation; may use fan_in and fan_out")
-    cut: Formula | None = key("truncated_normal: values beyond +-cut are drawn again")
-    bound: Formula | None = key("uniform: between -bound and bound")
-    value: Formula | None = key("constant: the value")
-
-    needs: ClassVar[dict[str, tuple[str, ...]]] = {
-        "normal": ("std",),
-        "truncated_normal": ("std", "cut"),
-        "uniform": ("bound",),
-        "constant": ("value",),
-    }
-
-    def check(self, report: Report) -> None:
-        for name in self.needs.get(self.kind, ()):
-            if getattr(self, name) is None:
-                report.add(
-                    "missing-key",
-                    f"{self.kind} needs {name!r}",
-                    span=self.span("kind"),
-                    expected=f"{name}: {keys_of(Initial)[name][1]}",
-                )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Static(Config):
-    """Learned mixing weights, the same for every token."""
-
-    switch = True
-
-    init: Initial | None = key("start of the [streams, sources] matrix; default: newest")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generator(Config):
-    """Mixing weights made from each token: norm, projection, activation, projection."""
-
-    switch = True
-    required = ("hidden",)
-
-    norm: PlainNorm | None = key("norm of the newest hidden; default: rms_norm without weight")
-    activation: Activation = key("between the two projections", default="gelu")
-    hidden: Formula = key("hidden width; may use ways, sources and last")
-    init: Initial | None = key("start of the second projection; default: zeros")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wiring(Config):
-    """What every block reads of the blocks before it (arXiv:2502.12170)."""
-
-    short = "use"
-
-    use: str | None = key("a named wiring: a file of specs/wirings")
-    cite: tuple[str, ...] = key("the papers", default=())
-    doc: str = key("a line on what it is", default="")
-    streams: tuple[Stream, ...] = key(
-        "the inputs of a block that are mixed from all earlier outputs; others read the residual",
-        default=(),
-    )
-    first_block: Literal["one_norm", "three_norms"] = key(
-        "whether the first block, whose streams are all the embedding, norms them apart",
-        default="one_norm",
-    )
-    static: Static | None = key("learned weights for each stream and source")
-    generator: Generator | None = key("weights made from each token")
-
-    def check(self, report: Report) -> None:
-        if self.streams and self.static is None and self.generator is None:
-            report.add(
-                "missing-key",
-                "streams are mixed, but nothing gives the weights",
-                span=self.span("streams"),
-                expected="static, generator, or both",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -392,4 +266,7 @@ class Document(Config):
     )
 
 
-RESERVED = {"kind", "use", "layer", "ways", "sources", "last", "fan_in", "fan_out"}
+RESERVED = {
+    *("kind", "use", "layer", "ways", "sources", "last", "fan_in", "fan_out"),
+    *("sublayer", "embedding", "newest"),
+}

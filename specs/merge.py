@@ -15,8 +15,9 @@ from typing import Any
 from multiway.specs.config import Kinds, keys_of
 from multiway.specs.errors import MultiwayError, Span, nearest, one_of, quote
 from multiway.specs.full_form import full_document, full_form
-from multiway.specs.language import Document, Wiring
+from multiway.specs.language import Document
 from multiway.specs.source import MAX_DEPTH, MAX_NODES, Node, parse_value, read_file
+from multiway.specs.wiring import Wiring
 
 MAX_CHAIN = 16  # documents that extend one another, heads that are like one another
 WIRINGS = Path(__file__).parent / "wirings"

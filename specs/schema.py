@@ -51,7 +51,8 @@ def document_schema(heads: Kinds) -> dict[str, Any]:
     properties = root["properties"]
     properties["name"] |= {"pattern": _MODEL_NAME, "x-expected": _MODEL_NAME_RULE}
     properties["heads"] = {**_named(_kinds(heads, definitions)), "description": "the tasks"}
-    properties["init"]["propertyNames"] = {}
+    for patterns in (properties["init"], definitions["Wiring"]["properties"]["init"]):
+        patterns["propertyNames"] = {}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "multiway spec",

@@ -31,11 +31,9 @@ from multiway.specs.language import (
     Document,
     Embed,
     Head,
-    Initial,
     Input,
     Learned,
     Output,
-    Wiring,
 )
 from multiway.specs.merge import (
     Resolver,
@@ -47,8 +45,10 @@ from multiway.specs.merge import (
     with_likes,
     with_wiring,
 )
+from multiway.specs.parts import Initial
 from multiway.specs.schema import check_schema
 from multiway.specs.source import Node, parse, read_file
+from multiway.specs.wiring import Wiring
 
 MAX_DEPTH = 4096  # blocks of a model
 

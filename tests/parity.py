@@ -193,7 +193,7 @@ def mudd_wiring(case: Case) -> dict[str, Any]:
     hidden = f"ways * sources * {last}"
     if c["round64"]:
         hidden = f"({hidden} // 64 + 1) * 64"
-    return {"generator": {"hidden": hidden, "norm": {"eps": c["norm_eps"]}}}
+    return {"mix": {"generator": {"hidden": hidden, "norm": {"eps": c["norm_eps"]}}}}
 
 
 def run_mudd(case: Case) -> None:

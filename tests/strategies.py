@@ -281,14 +281,14 @@ def wirings(draw: Draw) -> str | Mappings:
         sometimes(norm=PLAIN_NORM, activation=st.sampled_from(ACTIVATIONS), init=INITIAL),
     )
     found = {
-        "streams": draw(st.lists(st.sampled_from("qkvr"), unique=True, max_size=4)),
+        "streams": draw(st.lists(st.sampled_from("qkvr"), unique=True, min_size=1, max_size=4)),
         "static": draw(static),
         "generator": draw(generator | st.just(False)),
         "first_block": draw(st.sampled_from(["one_norm", "three_norms"])),
     }
     if not found["static"] and not found["generator"]:
         found["static"] = True
-    return found | ({"use": "mudd"} if draw(st.booleans()) else {})
+    return {"mix": found} | ({"use": "mudd"} if draw(st.booleans()) else {})
 
 
 # Heads

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from multiway.compiler.builder import Builder, Hiddens
+from multiway.compiler.builder import Builder
+from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
-from multiway.compiler.parameters import Declared
+from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import Count, key
 from multiway.specs.errors import Report
-from multiway.specs.language import Activation, PlainNorm
+from multiway.specs.parts import Activation, PlainNorm
 from multiway.specs.spec import Spec
 
 PICKS = ("cls", "first", "mean")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from multiway.compiler.builder import Builder
+from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.init import Init
-from multiway.compiler.parameters import Declared
 from multiway.specs.config import Config, Count, Real, key
 from multiway.specs.errors import Report
 from multiway.specs.spec import Spec

@@ -7,9 +7,9 @@ from itertools import combinations
 from typing import Literal
 
 from multiway.compiler.builder import Builder
+from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.heads.base import HeadKind
-from multiway.compiler.parameters import Declared
 from multiway.specs.config import key
 from multiway.specs.errors import Report
 from multiway.specs.spec import Spec

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from multiway.compiler.builder import Builder
+from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
-from multiway.compiler.parameters import Declared
 from multiway.compiler.types import Tensor
 from multiway.specs.config import Count, key
 from multiway.specs.errors import Report

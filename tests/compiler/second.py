@@ -126,15 +126,17 @@ class Second:
     # Wiring
 
     def streams(self, layer: int, sources: list[Tensor]) -> dict[str, Tensor]:
-        wiring, newest, last = self.spec.wiring, sources[-1], layer == self.spec.depth
-        mixed = [stream for stream in "qkvr" if stream in wiring.streams and layer > 0]
+        mix, newest, last = self.spec.wiring.mix, sources[-1], layer == self.spec.depth
+        if mix is None:
+            return dict.fromkeys("qkvr", newest)
+        mixed = [stream for stream in "qkvr" if stream in mix.streams and layer > 0]
         if last:
             mixed = [stream for stream in mixed if stream == "r"]
         path = "output.mix" if last else f"blocks.{layer}.mix"
         weights = torch.zeros(*newest.shape[:2], len(mixed), len(sources), dtype=newest.dtype)
-        if mixed and wiring.static is not None:
+        if mixed and mix.static is not None:
             weights = weights + self.params[f"{path}.static"]
-        if mixed and wiring.generator is not None:
+        if mixed and mix.generator is not None:
             weights = weights + self.generated(path, newest).reshape(weights.shape)
         found = {
             stream: sum(weights[:, :, i, j, None] * x for j, x in enumerate(sources))
@@ -144,8 +146,9 @@ class Second:
         return {stream: found.get(stream, rest) for stream in "qkvr"}  # type: ignore[misc]
 
     def generated(self, path: str, newest: Tensor) -> Tensor:
-        generator, base = self.spec.wiring.generator, self.spec.blocks[0].norm
-        assert generator is not None
+        mix, base = self.spec.wiring.mix, self.spec.blocks[0].norm
+        assert mix is not None and mix.generator is not None
+        generator = mix.generator
         if generator.norm is None:
             x = newest / ((newest**2).mean(-1, keepdim=True) + base.eps).sqrt()
         else:
@@ -163,9 +166,9 @@ class Second:
     def attention(self, layer: int, streams: Mapping[str, Tensor], seen: Tensor) -> Tensor:
         block, path = self.spec.blocks[layer], f"blocks.{layer}.attention"
         part, base = block.attention, block.norm
-        norm, wiring = part.norm or base, self.spec.wiring
-        three = bool(set("qkv") & set(wiring.streams))
-        if layer == 0 and wiring.first_block == "one_norm":
+        norm, mix = part.norm or base, self.spec.wiring.mix
+        three = mix is not None and bool(set("qkv") & set(mix.streams))
+        if mix is not None and layer == 0 and mix.first_block == "one_norm":
             three = False
         heads, kv_heads = part.heads, part.kv_heads or part.heads
         projected = {}

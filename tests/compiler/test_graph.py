@@ -262,8 +262,8 @@ def test_the_error_of_an_unknown_tap_names_the_nearest() -> None:
         mw.build(MUDD, taps=["hiden.2"])
     assert str(caught.value) == (
         "taps: error[unknown-tap]: program 'forward' has no value 'hiden.2'\n"
-        "  expected: the path of a node, or one of hidden.0, hidden.1, dynamic.0, streams.0.q, "
-        "streams.0.k, streams.0.v, and 17 more\n"
+        "  expected: the path of a node, or one of hidden.0, reads.0, outputs.0, hidden.1, "
+        "dynamic.0, streams.0.q, and 32 more\n"
         "  nearest:  hidden.2"
     )
 

@@ -26,7 +26,7 @@ from multiway.compiler.pipeline import PIPELINE, Options, run
 from multiway.compiler.printing import line, to_text
 from multiway.compiler.report import report
 from multiway.compiler.report import to_text as report_text
-from multiway.specs import config, expressions, language, merge, source
+from multiway.specs import config, expressions, language, merge, parts, source, wiring
 from multiway.specs import spec as spec_module
 from multiway.specs.source import parse
 from multiway.specs.spec import Spec
@@ -80,9 +80,11 @@ ALL = [block for file in DOCS for block in blocks(file)]
 
 def classes() -> dict[str, type[config.Config]]:
     """Every mapping of the language, by the name of its table."""
+    modules = (parts, wiring, language)
     found = {
         name: value
-        for name, value in vars(language).items()
+        for module in modules
+        for name, value in vars(module).items()
         if isinstance(value, type)
         and issubclass(value, config.Config)
         and value is not config.Config
@@ -167,7 +169,8 @@ def default(cls: type[config.Config], key: str) -> str:
     if value is None or value in ((), ""):
         return "-"
     if isinstance(value, tuple):
-        return f"[{', '.join(f'{each:g}' for each in value)}]"
+        shown = [f"{each:g}" if isinstance(each, float) else str(each) for each in value]
+        return f"[{', '.join(shown)}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

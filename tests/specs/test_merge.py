@@ -104,10 +104,10 @@ def test_a_merged_value_stands_where_it_was_written() -> None:
 def test_a_tilde_deletes_what_a_wiring_or_a_like_brings() -> None:
     """It is laid over things that are read after the spec itself."""
     base = {"multiway": 1, "extends": "mudd-pythia", "name": "x"}
-    wiring = mw.load({**base, "wiring": {"generator": None}}).wiring
+    wiring = mw.load({**base, "wiring": {"mix": {"generator": None}}}).wiring
     assert wiring.use == "mudd"
-    assert wiring.generator is None
-    assert wiring.static is not None
+    assert wiring.mix.generator is None
+    assert wiring.mix.static is not None
     assert mw.load({**base, "wiring": None}).wiring.use == "residual"
     heads = {"short": {"like": "vqa", "dense": None}, "nlvr2": None}
     found = mw.load({**base, "extends": "beit3", "heads": heads}).heads
@@ -132,8 +132,8 @@ def test_a_tilde_deletes_what_a_wiring_or_a_like_brings() -> None:
         ("init: {a: zeros}", {"init": {"a": {"kind": "zeros"}}}),
         ("heads: {f: features}", {"heads": {"f": {"kind": "features"}}}),
         ("heads: {c: {norm: true}}", {"heads": {"c": {"norm": {}}}}),
-        ("wiring: {static: true, generator: {norm: false}}",
-         {"wiring": {"static": {}, "generator": {"norm": False}}}),
+        ("wiring: {mix: {static: true, generator: {norm: false}}}",
+         {"wiring": {"mix": {"static": {}, "generator": {"norm": False}}}}),
         ("block: {ffn: {bias: true}}", {"block": {"ffn": {"bias": True}}}),
         ("block: [norm]", {"block": ["norm"]}),
         ("other: true", {"other": True}),
@@ -157,12 +157,12 @@ def test_a_change_keeps_what_a_short_form_named(tmp_path: Path) -> None:
     spec = loaded(
         DECODER,
         "wiring: mudd\nblock: {attention: {qk_norm: layer_norm, sub_norm: true}}",
-        "wiring: {first_block: three_norms}\n"
+        "wiring: {mix: {first_block: three_norms}}\n"
         "block: {attention: {qk_norm: {eps: 1e-3}, sub_norm: {eps: 1e-4}}}",
         "block: {attention: {sub_norm: true}}",
         folder=tmp_path,
     )
-    assert (spec.wiring.use, spec.wiring.first_block) == ("mudd", "three_norms")
+    assert (spec.wiring.use, spec.wiring.mix.first_block) == ("mudd", "three_norms")
     attention = spec.blocks[0].attention
     assert attention.qk_norm is not None
     assert (attention.qk_norm.kind, attention.qk_norm.eps) == ("layer_norm", 1e-3)
@@ -282,12 +282,13 @@ def test_without_a_wiring_it_is_residual(decoder: Path) -> None:
 
 def test_a_deleted_wiring_is_the_default(tmp_path: Path) -> None:
     spec = loaded(DECODER + "wiring: mudd\n", "wiring: ~", folder=tmp_path)
-    assert (spec.wiring.use, spec.wiring.streams) == ("residual", ())
+    assert (spec.wiring.use, spec.wiring.mix) == ("residual", None)
 
 
 def test_keys_of_a_wiring_lie_over_the_named_one(tmp_path: Path) -> None:
-    change = "wiring: {use: mudd, streams: [v, r], generator: {activation: silu}, static: false}"
-    wiring = loaded(DECODER + change, folder=tmp_path).wiring
+    mix = "{streams: [v, r], generator: {activation: silu}, static: false}"
+    change = f"wiring: {{use: mudd, mix: {mix}}}"
+    wiring = loaded(DECODER + change, folder=tmp_path).wiring.mix
     assert wiring.streams == ("v", "r")
     assert wiring.static is None
     assert wiring.generator is not None
@@ -305,11 +306,11 @@ def test_every_wiring_holds_on_its_own(name: str, decoder: Path) -> None:
 
 def test_another_wiring_keeps_nothing_of_the_first(tmp_path: Path) -> None:
     spec = loaded(
-        DECODER + "wiring: {use: mudd, first_block: three_norms}\n",
+        DECODER + "wiring: {use: mudd, mix: {first_block: three_norms}}\n",
         "wiring: residual",
         folder=tmp_path,
     )
-    assert (spec.wiring.first_block, spec.wiring.static) == ("one_norm", None)
+    assert spec.wiring.mix is None
 
 
 # like

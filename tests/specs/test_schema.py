@@ -98,8 +98,8 @@ def test_a_part_of_a_spec_fits() -> None:
         ({"block": {"attention": {"position": True}}}, "$.block.attention.position: type"),
         ({"layers": [None]}, "$.layers[0]: type"),
         ({"layers": [{"where": []}]}, "$.layers[0].where: type"),
-        ({"wiring": {"streams": ["q", "x"]}}, "$.wiring.streams[1]: enum"),
-        ({"wiring": {"streams": [None]}}, "$.wiring.streams[0]: enum"),
+        ({"wiring": {"mix": {"streams": ["q", "w"]}}}, "$.wiring.mix.streams[1]: enum"),
+        ({"wiring": {"mix": {"streams": [None]}}}, "$.wiring.mix.streams[0]: enum"),
         ({"heads": {"lm": {"kind": "causal"}}}, "$.heads.lm.kind: enum"),
         (
             {"heads": {"lm": {"kind": "causal_lm", "classes": 3}}},
@@ -128,7 +128,7 @@ def test_what_does_not_fit(document: Any, place: str) -> None:
     "document",
     [
         {"wiring": "mudd"},
-        {"wiring": {"static": True, "generator": {"hidden": 4, "norm": False}}},
+        {"wiring": {"mix": {"static": True, "generator": {"hidden": 4, "norm": False}}}},
         {"block": {"norm": "rms_norm", "attention": {"sub_norm": True, "qk_norm": "layer_norm"}}},
         {"block": {"attention": {"position": "rotary"}}},
         {"heads": {"f": "features"}},

@@ -29,7 +29,7 @@ RESIDUAL = {
     "multiway": 1,
     "extends": MUDD,
     "name": "plain",
-    "wiring": {"use": "residual", "streams": []},
+    "wiring": "residual",
 }
 
 Tensors = dict[str, torch.Tensor]

@@ -1,0 +1,32 @@
+"""Some values as a list."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Reject, Sample
+
+
+def collect(parts: Any, *, count: int) -> Any:
+    assert len(parts) == count
+    return list(parts)
+
+
+OP = Op(
+    signature="parts+[*] -> history[L,*]:list",
+    reference=collect,
+    doc="A list of sources that are named one by one.",
+    attrs={"count": Attr("how many", letter="L")},
+    tokenwise=("parts",),
+    samples=[
+        Sample(shapes={"parts": [(2, 3), (2, 3)]}, attrs={"count": 2}),
+        Sample(shapes={"parts": [(2, 3)]}, attrs={"count": 1}),
+    ],
+    rejects=[
+        Reject(
+            shapes={"parts": [(2, 3), (2, 4)]},
+            attrs={"count": 2},
+            error="* is [2,3] in parts.0 but [2,4] in parts.1",
+        )
+    ],
+)

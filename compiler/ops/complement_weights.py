@@ -1,0 +1,27 @@
+"""Two mixing weights that sum to 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.init import Init
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def complement_weights(static: Any) -> Any:
+    import torch
+
+    return torch.stack([1 - static, static], -1)
+
+
+OP = Op(
+    signature="static[C] -> weights[C,2]",
+    reference=complement_weights,
+    doc="(1 - w, w): what the first source gives up goes to the second.",
+    params={"static": Init(kind="constant", value=0.5)},
+    samples=[Sample(shapes={"static": (1,)})],
+    rejects=[
+        Reject(shapes={"static": (2, 1)}, error="static has 2 axes, needs [C]: [2,1]"),
+    ],
+    cite="arXiv:2410.17897",
+)

@@ -1,0 +1,31 @@
+"""Mixing weights that are not learned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Reject, Sample
+
+
+def fixed_weights(x: Any, *, ways: int, sources: int, value: float) -> Any:
+    return x.new_full((ways, sources), value)
+
+
+OP = Op(
+    signature="x[B,T,D] -> weights[C,L]",
+    reference=fixed_weights,
+    doc="One number for every stream and source, in the type and on the device of x.",
+    attrs={
+        "ways": Attr("number of sums", letter="C"),
+        "sources": Attr("number of sources", letter="L"),
+        "value": Attr("of every weight"),
+    },
+    samples=[Sample(shapes={"x": (2, 3, 4)}, attrs={"ways": 2, "sources": 3, "value": 0.5})],
+    rejects=[
+        Reject(
+            shapes={"x": (2, 3)},
+            attrs={"ways": 2, "sources": 3, "value": 0.5},
+            error="x has 2 axes, needs [B,T,D]: [2,3]",
+        )
+    ],
+)

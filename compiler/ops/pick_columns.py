@@ -1,0 +1,29 @@
+"""Some columns of a table of mixing weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.init import NEWEST
+from multiway.compiler.op import Attr, Op, Reject, Sample
+
+
+def pick_columns(static: Any, *, columns: list[int]) -> Any:
+    return static[:, columns]
+
+
+OP = Op(
+    signature="static[C,M] -> weights[C,L]",
+    reference=pick_columns,
+    doc="The weights of the sources that are read, of a table with a column for every source.",
+    attrs={"columns": Attr("which, in order", letter="L")},
+    params={"static": NEWEST},
+    samples=[Sample(shapes={"static": (2, 4)}, attrs={"columns": [1, 3]})],
+    rejects=[
+        Reject(
+            shapes={"static": (4,)},
+            attrs={"columns": [1, 3]},
+            error="static has 1 axes, needs [C,M]: [4]",
+        )
+    ],
+)

@@ -1,0 +1,31 @@
+"""A tensor times one learned number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.init import ONES
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def scale(x: Any, factor: Any) -> Any:
+    return x * factor
+
+
+OP = Op(
+    signature="x[*], factor[] -> y[*]",
+    reference=scale,
+    doc="x times one number, as ReZero has it on what a sublayer puts out.",
+    params={"factor": ONES},
+    flops=lambda n: n["*"],
+    tokenwise=("x",),
+    saves=("x",),
+    samples=[Sample(shapes={"x": (2, 3), "factor": ()})],
+    rejects=[
+        Reject(
+            shapes={"x": (2, 3), "factor": (3,)},
+            error="factor has 1 axes, needs []: [3]",
+        )
+    ],
+    cite="arXiv:2003.04887",
+)

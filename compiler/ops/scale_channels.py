@@ -1,0 +1,28 @@
+"""A learned factor for every channel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.init import ONES
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def scale_channels(x: Any, factor: Any) -> Any:
+    return x * factor
+
+
+OP = Op(
+    signature="x[*,D], factor[D] -> y[*,D]",
+    reference=scale_channels,
+    doc="x times one number a channel (LayerScale).",
+    params={"factor": ONES},
+    flops=lambda n: n["*"] * n["D"],
+    tokenwise=("x",),
+    saves=("x",),
+    samples=[Sample(shapes={"x": (2, 3, 4), "factor": (4,)})],
+    rejects=[
+        Reject(shapes={"x": (2, 3), "factor": (4,)}, error="D is 3 in x but 4 in factor"),
+    ],
+    cite="arXiv:2103.17239",
+)

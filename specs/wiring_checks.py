@@ -1,0 +1,194 @@
+"""What a well-formed wiring can still get wrong: sources that do not exist, parts that exclude one
+another."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from multiway.specs.errors import MultiwayError, Report, one_of
+from multiway.specs.readings import reading, sites
+from multiway.specs.wiring import Lanes, Manifold, Mix
+
+if TYPE_CHECKING:
+    from multiway.specs.spec import Spec
+
+
+def check_wiring(spec: Spec, report: Report) -> None:
+    """Adds every problem of the spec's wiring to the report."""
+    wiring, before = spec.wiring, len(report.problems)
+    for name, mix in wiring.mixes():
+        _check_streams(mix, report)
+        _check_weights(spec, mix, report)
+        _check_sources(mix, report)
+        if len(report.problems) == before:
+            _check_readings(spec, name, mix, report)
+    if wiring.lanes is not None:
+        _check_lanes(spec, wiring.lanes, report)
+    residual = wiring.residual
+    if residual is not None and residual.balance and residual.keep:
+        message = "balance learns what is kept, so keep has no meaning"
+        span = residual.span("keep")
+        report.add("wiring-conflict", message, span=span, expected="keep or balance")
+
+
+def _conflict(report: Report, mix: Mix | Lanes, key: str, message: str, expected: str) -> None:
+    report.add("wiring-conflict", message, span=mix.span(key), expected=expected)
+
+
+def _check_streams(mix: Mix, report: Report) -> None:
+    streams = set(mix.streams)
+    if not streams:
+        report.add(
+            "empty-stream",
+            "this mix is for no stream",
+            span=mix.span("streams"),
+            expected="some of q, k, v, r, x, value; or no mix at all",
+        )
+    if "value" in streams and len(streams) > 1:
+        message = "the projected value has sources of its own, so it is mixed alone"
+        _conflict(report, mix, "streams", message, "a further entry of edges for it")
+    if "x" in streams and streams & set("qkv"):
+        message = "x is q, k and v together"
+        _conflict(report, mix, "streams", message, "x, or some of q, k and v")
+    if "value" in streams:
+        for key in ("source_norm", "sum_norm"):
+            if getattr(mix, key) is not None:
+                message = f"{key} is for hiddens, not for projected values"
+                _conflict(report, mix, key, message, f"no {key}")
+    if mix.sum_norm is not None and not set(mix.sum_norm.streams) <= streams:
+        message = "the sum of a stream that is not mixed has no norm"
+        span = mix.sum_norm.span("streams")
+        report.add("wiring-conflict", message, span=span, expected=one_of(mix.streams))
+
+
+def _check_weights(spec: Spec, mix: Mix, report: Report) -> None:
+    learned = mix.static is not None or mix.generator is not None
+    kinds = [learned, mix.router is not None, mix.fixed is not None]
+    if not any(kinds):
+        report.add(
+            "missing-key",
+            "streams are mixed, but nothing gives the weights",
+            span=mix.span("streams"),
+            expected="static, generator, both, router or fixed",
+        )
+    if sum(kinds) > 1:
+        key = "router" if mix.router is not None else "fixed"
+        message = f"{key} gives all weights, so nothing else does"
+        _conflict(report, mix, key, message, "static and generator, or router, or fixed")
+    if mix.router is not None:
+        if spec.width % mix.router.groups:
+            report.add(
+                "indivisible",
+                f"width {spec.width} is not a multiple of {mix.router.groups} groups",
+                span=mix.router.span("groups"),
+                expected="groups that divide the width",
+                notes=(("width", f"at {spec.tree['dims']['width'].span}"),),
+            )
+        if "value" in mix.streams:
+            message = "a router is for hiddens, not for projected values"
+            _conflict(report, mix, "router", message, "static or generator")
+    complement = mix.static is not None and mix.static.complement
+    if complement and (mix.generator is not None or len(mix.streams) > 1):
+        message = "complement is one learned number for one stream"
+        _conflict(report, mix, "static", message, "one stream, and no generator")
+
+
+def _check_sources(mix: Mix, report: Report) -> None:
+    if mix.sources and mix.dilation > 1:
+        message = "the sources are given one by one, so dilation has no meaning"
+        _conflict(report, mix, "dilation", message, "sources, or dilation")
+    if mix.of == "hidden" and mix.group > 1:
+        message = "only changes are summed in groups"
+        _conflict(report, mix, "group", message, "of: change")
+    if mix.of == "change" and mix.dilation > 1 and mix.group > 1:
+        message = "sums of groups have no dilation"
+        _conflict(report, mix, "dilation", message, "group or dilation")
+    if mix.of == "change" and mix.sources and mix.group > 1:
+        message = "sums of groups are not named one by one"
+        _conflict(report, mix, "sources", message, "group or sources")
+    if mix.sources and mix.source_norm is not None:
+        message = "source_norm is for whole histories"
+        _conflict(report, mix, "source_norm", message, "sources or source_norm")
+
+
+def _check_readings(spec: Spec, name: str, mix: Mix, report: Report) -> None:
+    """Sources that exist, for every reader; one problem is enough."""
+    try:
+        found = [(site, reading(spec, name, mix, site)) for site in sites(spec)]
+    except MultiwayError as error:
+        report.extend(error)
+        return
+    read = [(site, each) for site, each in found if each is not None]
+    if not read and mix.where is not None:
+        report.add(
+            "empty-stream",
+            "no block mixes by this",
+            span=mix.where.node.span,
+            expected=f"a test that holds for some layer of 1 to {spec.depth}, the output",
+        )
+    if mix.static is not None and mix.static.complement:
+        for site, each in read:
+            if len(each.sources) != 2:
+                report.add(
+                    "wiring-conflict",
+                    f"complement is for two sources, and block {site.layer} reads "
+                    f"{len(each.sources)}",
+                    span=mix.static.span("complement"),
+                    expected="sources: [0, newest], for instance",
+                )
+                break
+    if "value" in mix.streams:
+        _check_value_widths(spec, mix, report)
+
+
+def _check_value_widths(spec: Spec, mix: Mix, report: Report) -> None:
+    widths = {}
+    for layer, block in enumerate(spec.blocks):
+        attention = block.attention
+        head = attention.head_width or spec.width // attention.heads
+        widths[layer] = head * (attention.kv_heads or attention.heads)
+    for layer, width in widths.items():
+        if width != widths[0]:
+            report.add(
+                "wiring-conflict",
+                f"projected values are {widths[0]} wide in block 0 and {width} in block {layer}",
+                span=mix.span("streams"),
+                expected="one width of all projected values",
+                notes=(("block", f"at {spec.blocks[layer].attention.node.span}"),),
+            )
+            return
+
+
+def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
+    wiring = spec.wiring
+    if lanes.split and spec.width % lanes.count:
+        report.add(
+            "indivisible",
+            f"width {spec.width} cannot be cut into {lanes.count} lanes",
+            span=lanes.span("count"),
+            expected="a divisor of the width",
+            notes=(("width", f"at {spec.tree['dims']['width'].span}"),),
+        )
+    for _, mix in wiring.mixes():
+        if "value" not in mix.streams:
+            message = "lanes take the place of the residual stream, so there is none to mix"
+            _conflict(report, mix, "streams", message, "lanes, or a mix; with lanes only of value")
+    if "sum" in wiring.norms:
+        message = "lanes are written, not summed, so no norm can stand on the sum"
+        span = wiring.span("norms")
+        report.add("wiring-conflict", message, span=span, expected="norms: input, output or both")
+    residual = wiring.residual
+    if residual is not None and (residual.keep or residual.balance or residual.low_rank):
+        message = "lanes decide what is kept of the stream"
+        span = wiring.span("residual")
+        report.add("wiring-conflict", message, span=span, expected="residual: {gain: ...} at most")
+    manifold = isinstance(lanes.weights, Manifold)
+    if lanes.split and manifold:
+        message = "pieces of the width are for hyper weights"
+        _conflict(report, lanes, "split", message, "weights: {kind: hyper}, or copies")
+    if lanes.output == "weighted" and not manifold:
+        message = "a weighted output needs the gates of manifold weights"
+        _conflict(report, lanes, "output", message, "sum, or weights: {kind: manifold}")
+    if lanes.split and lanes.node.get("output") is not None:
+        message = "pieces of the width are laid end to end in the output"
+        _conflict(report, lanes, "output", message, "no output")
