@@ -143,6 +143,14 @@ PIPELINE: tuple[Pass, ...] = (
         numerics="rounding",
         run=fuse_mix,
     ),
+    # A site of lanes takes the norms behind it, so this comes before norms are paired, and has
+    # nothing in common with mixes over depth.
+    Pass(
+        name="fuse_lanes",
+        does="parallel lanes from one sublayer to the next: mix, write, weights, read and norm",
+        numerics="rounding",
+        run=fusing("fuse_lanes"),
+    ),
     Pass(
         name="fuse_norms",
         does="two norms of one input in one pass over it",

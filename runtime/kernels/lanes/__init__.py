@@ -1,0 +1,68 @@
+"""Sites of parallel lanes: from one sublayer's output to the next one's input in one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from multiway.runtime.kernels.kernel import Kernel, autocasts
+from multiway.runtime.kernels.lanes import op
+from multiway.runtime.kernels.lanes.plan import NORMS, WEIGHTS, Inputs, Plan
+
+__all__ = ["KERNELS", "fused_lanes"]
+
+# Private, so looked for: without it a call under a transform is taken as a plain one.
+_transforms: Callable[[], bool] = getattr(
+    torch._C, "_are_functorch_transforms_active", lambda: False
+)
+_ATTRIBUTES = tuple(Plan.__dataclass_fields__)
+
+
+def fused_lanes(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+    """The op of compiler/fusions/fused_lanes.py: tensors as in plan.Inputs, attributes as in
+    plan.Plan, all by name or in their order.
+
+    Returns, as the plan says: the lanes behind the site that ends [B, T, N, D]; the weights of mix
+    [B, T, N, N] and write [B, T, N, 1] of the site that begins; what it reads, normalised for each
+    norm and as it is, [B, T, R*D] each. In C, a second backward pass raises RuntimeError.
+    """
+    inputs, plan = _parted(*args, **kwargs)
+    return op.run(inputs, plan)
+
+
+def _parted(*args: Any, **kwargs: Any) -> tuple[Inputs, Plan]:
+    """The tensors and the attributes of a call."""
+    plan = Plan(**{name: kwargs.pop(name) for name in _ATTRIBUTES})
+    given = {**dict(zip(Inputs.__dataclass_fields__, args, strict=False)), **kwargs}
+    return Inputs(**{name: value for name, value in given.items() if value is not None}), plan
+
+
+def _refuses(*args: Any, **kwargs: Any) -> str | None:
+    inputs, plan = _parted(*args, **kwargs)
+    lanes = inputs.lanes
+    if autocasts(lanes):
+        return "autocast: products are to run in its type"
+    if plan.weights not in WEIGHTS or plan.norm not in NORMS:
+        return f"{plan.weights}, {plan.norm}: no kernel for these"
+    if any(x is not None and x.dtype != lanes.dtype for x in inputs.tensors):
+        return "tensors of unlike types"
+    return None
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return not torch.compiler.is_compiling() and _transforms()
+
+
+KERNELS = [
+    Kernel(
+        op="fused_lanes",
+        run=fused_lanes,
+        refuses=_refuses,
+        doc="Lanes are read once and written once between two sublayers, in C where there is C.",
+        portable=True,
+    )
+]
