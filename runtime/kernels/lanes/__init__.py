@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from multiway.runtime.kernels.kernel import Kernel, autocasts
@@ -14,10 +12,6 @@ from multiway.runtime.kernels.lanes.plan import NORMS, WEIGHTS, Inputs, Plan
 
 __all__ = ["KERNELS", "fused_lanes"]
 
-# Private, so looked for: without it a call under a transform is taken as a plain one.
-_transforms: Callable[[], bool] = getattr(
-    torch._C, "_are_functorch_transforms_active", lambda: False
-)
 _ATTRIBUTES = tuple(Plan.__dataclass_fields__)
 
 
@@ -50,11 +44,6 @@ def _refuses(*args: Any, **kwargs: Any) -> str | None:
     if any(x is not None and x.dtype != lanes.dtype for x in inputs.tensors):
         return "tensors of unlike types"
     return None
-
-
-def transformed() -> bool:
-    """Whether a transform of torch.func is at work."""
-    return not torch.compiler.is_compiling() and _transforms()
 
 
 KERNELS = [
