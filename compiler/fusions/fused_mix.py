@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import NORMS, Fusion, Match, params_list
+from multiway.compiler.fusion import NORMS, Fusion, Match, params_list, source
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
@@ -82,8 +82,14 @@ OP = Op(
 
 
 def match(graph: LayerGraph, mix: Record) -> Match | None:
-    """A mix and all norms of one kind that read it. A stream with another reader is given too."""
-    norms = _norms(graph, mix)
+    """A mix and all norms of one kind that read it. A stream with another reader is given too.
+
+    One that a router weighs belongs to that: see routed_mix.
+    """
+    router = source(graph, mix.path, "weights") if "weights" not in mix.params else None
+    if router is not None and router.op == "depth_router" and router.attrs["groups"] == 1:
+        return None
+    norms = norms_of(graph, mix)
     inside = {record.path for record in norms}
     raw = [
         port
@@ -110,7 +116,7 @@ def match(graph: LayerGraph, mix: Record) -> Match | None:
     )
 
 
-def _norms(graph: LayerGraph, mix: Record) -> list[Record]:
+def norms_of(graph: LayerGraph, mix: Record) -> list[Record]:
     """The norms that read a stream, as far as they are like the first of them."""
     found = []
     for port in sorted(graph.ports_read(mix.path)):
