@@ -20,7 +20,16 @@ from multiway.runtime.kernels.mix.history import append as _append
 from multiway.runtime.kernels.mix.history import mix as _mix_history
 from multiway.runtime.kernels.mix.plan import NORMS, Inputs, Plan
 
-__all__ = ["KERNELS", "History", "append", "fused_mix", "kernels_refusal", "mix"]
+__all__ = [
+    "KERNELS",
+    "History",
+    "append",
+    "fused_mix",
+    "kernels_refusal",
+    "mix",
+    "refused",
+    "traced",
+]
 
 # Private, so looked for: without them a call inside a mode or a transform is taken as a plain one.
 _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
@@ -52,7 +61,7 @@ def fused_mix(
     if not plan.outputs:
         return ()
     inputs = Inputs(history=list(history), weights=weights, gains=list(gains), biases=list(biases))
-    if not _traced():
+    if not traced():
         if isinstance(history, History) and history.intact():
             return _mix_history(history, inputs, plan)
         if not torch.is_grad_enabled():
@@ -69,12 +78,12 @@ def mix(history: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
 
 def append(history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: int = 0) -> Any:
     """The history with x [B, T, D] at its end, as a new list. capacity: entries to come, or 0."""
-    if _traced():
+    if traced():
         return [*(history or []), x]
     return _append(history, x, capacity=capacity)
 
 
-def _traced() -> bool:
+def traced() -> bool:
     """Whether something follows the operators that run: then they must all be torch's."""
     return torch.compiler.is_compiling() or _modes() > 0
 
@@ -122,25 +131,35 @@ def kernels_refusal(
     raw: Sequence[int],
 ) -> str | None:
     """Why fused_mix cannot take a call, or None."""
-    if _transformed():
-        return "torch.func: no kernel under its transforms"
     if norm not in NORMS:
         return f"{norm}: no kernel for this norm"
-    if not history:
-        return "no sources"
-    first = history[0]
-    for x in (*history, weights, *gains, *biases):
-        if x.dtype != first.dtype or x.device != first.device:
-            return f"tensors of unlike types: {first.dtype} and {x.dtype}, {x.device}"
-    reason = _unknown(first) or _unknown(weights)
+    reason = refused(history, (weights, *gains, *biases))
     if reason is not None:
         return reason
-    shapes = all(x.shape == first.shape for x in history)
+    first = history[0]
     lead = weights.ndim == 2 or weights.shape[:-2] == first.shape[:-1]
     ways = all(0 <= way < weights.shape[-2] for way in (*normed, *raw))
     vectors = all(x.shape == first.shape[-1:] for x in (*gains, *biases))
     counts = {len(gains), len(biases)} <= {0, len(normed)}
-    if not (shapes and lead and ways and vectors and counts and weights.shape[-1] == len(history)):
+    if not (lead and ways and vectors and counts and weights.shape[-1] == len(history)):
+        return "shapes that do not fit"
+    return None
+
+
+def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
+    """Why no kernel takes a history with other tensors, which are to be of its type, or None."""
+    if _transformed():
+        return "torch.func: no kernel under its transforms"
+    if not history:
+        return "no sources"
+    first = history[0]
+    for x in (*history, *others):
+        if x.dtype != first.dtype or x.device != first.device:
+            return f"tensors of unlike types: {first.dtype} and {x.dtype}, {x.device}"
+    reason = _unknown(first) or _unknown(others[0])
+    if reason is not None:
+        return reason
+    if any(x.shape != first.shape for x in history):
         return "shapes that do not fit"
     return "rows without elements" if first.shape[-1] == 0 else None
 

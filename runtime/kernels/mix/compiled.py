@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
 
 import torch
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix.plan import NORMS, Grads, Inputs, Maybes, Plan, Wanted
-from multiway.runtime.kernels.native.calls import SUFFIX, threads
+from multiway.runtime.kernels.native.calls import SUFFIX, pointers, rows_of, threads, words
 
 SKIP, WRITE, ADD = range(3)
 
@@ -51,7 +50,7 @@ def forward(inputs: Inputs, plan: Plan) -> list[torch.Tensor]:
     outputs = [torch.empty(first.shape, dtype=first.dtype) for _ in plan.outputs]
     call, keep = _call(inputs, plan)
     if call.tokens:
-        call.rows = _pointers(outputs)
+        call.rows = pointers(outputs)
         _run("mix_forward", call, first.dtype)
     del keep
     return outputs
@@ -62,10 +61,10 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, wanted: Wanted) -> Grads
     call, keep = _call(inputs, plan)
     used = {way for way, grad in zip(plan.outputs, grads, strict=True) if grad is not None}
     sources, modes = _buffers(inputs, wanted, zero=not call.tokens)
-    rows = [(None, 0) if grad is None else _rows(grad) for grad in grads]
+    rows = [(None, 0) if grad is None else rows_of(grad) for grad in grads]
     keep.extend(row for row, _ in rows)
-    call.grads, call.grad_strides = _pointers(r for r, _ in rows), _words(s for _, s in rows)
-    call.pushes, call.modes = _pointers(sources), _words(modes)
+    call.grads, call.grad_strides = pointers(r for r, _ in rows), words(s for _, s in rows)
+    call.pushes, call.modes = pointers(sources), words(modes)
     dweights = None
     if wanted.weights and not inputs.shared:
         make = torch.empty if len(used) == call.ways else torch.zeros
@@ -94,7 +93,7 @@ def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[torch.Tensor | None]]
     assert weights.shape[-1] == sources and max(plan.outputs) < ways and min(plan.outputs) >= 0
     assert inputs.shared or weights.shape[:-2] == first.shape[:-1]
     keep: list[torch.Tensor | None] = [weights]
-    rows = [_rows(x, shape=first.shape, dtype=first.dtype) for x in inputs.history]
+    rows = [rows_of(x, shape=first.shape, dtype=first.dtype) for x in inputs.history]
     vectors = [[x.contiguous() for x in each] for each in (inputs.gains, inputs.biases)]
     for each in vectors:
         assert len(each) in (0, len(plan.normed))
@@ -113,12 +112,12 @@ def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[torch.Tensor | None]]
         kind=NORMS.index(plan.norm),
         weight_stride=0 if inputs.shared else ways * sources,
         eps=plan.eps,
-        history=_pointers(row for row, _ in rows),
-        history_strides=_words(stride for _, stride in rows),
+        history=pointers(row for row, _ in rows),
+        history_strides=words(stride for _, stride in rows),
         weights=weights.data_ptr(),
-        outputs=_words(plan.outputs),
-        gains=_pointers(vectors[0]) if inputs.gains else None,
-        biases=_pointers(vectors[1]) if inputs.biases else None,
+        outputs=words(plan.outputs),
+        gains=pointers(vectors[0]) if inputs.gains else None,
+        biases=pointers(vectors[1]) if inputs.biases else None,
     )
     return call, keep
 
@@ -135,30 +134,6 @@ def _buffers(
         new = torch.empty(x.shape, dtype=x.dtype) if want and into is None else into
         buffers.append(new if want else None)
     return buffers, modes
-
-
-def _rows(
-    x: torch.Tensor, *, shape: torch.Size | None = None, dtype: torch.dtype | None = None
-) -> tuple[torch.Tensor, int]:
-    """x [..., D] as rows that lie one step apart, copied only if they do not, and that step."""
-    assert shape is None or (x.shape == shape and x.dtype == dtype and x.device.type == "cpu")
-    if x.is_contiguous():
-        return x, x.shape[-1]
-    if x.ndim == 3 and x.stride(-1) == 1:
-        batch, length, _ = x.shape
-        if batch == 1 or length == 1 or x.stride(0) == length * x.stride(1):
-            return x, x.stride(1) if length > 1 else x.stride(0)
-    return x.contiguous(), x.shape[-1]
-
-
-def _pointers(tensors: Iterable[torch.Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    found = [None if x is None else x.data_ptr() for x in tensors]
-    return (ctypes.c_void_p * len(found))(*found)
-
-
-def _words(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
-    found = list(values)
-    return (ctypes.c_int64 * len(found))(*found)
 
 
 def _run(name: str, call: _Call, dtype: torch.dtype) -> None:

@@ -14,7 +14,7 @@ entry sees the whole gradient. Two threads must not run backward over one histor
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,41 +27,68 @@ from multiway.runtime.kernels.mix.plan import Inputs, Plan, Wanted
 _backward_id = getattr(torch._C, "_current_graph_task_id", None)
 
 
-class Slot:
-    """The sum of what mixes sent back to a source in the backward that is running."""
+class Share(Protocol):
+    """What a reader owes a source, to be paid when all that is owed to it is known."""
 
-    __slots__ = ("_grad", "_task")
+    def settle(self, shares: Sequence[Any], into: Tensor | None) -> Tensor:
+        """The sum of shares of this kind, added to `into` if that is given."""
+
+
+class Slot:
+    """The sum of what mixes sent back to a source in the backward that is running, and what other
+    readers owe it.
+    """
+
+    __slots__ = ("_grad", "_shares", "_task")
 
     def __init__(self) -> None:
         self._grad: Tensor | None = None
+        self._shares: list[Share] = []
         self._task = -1
 
     def get(self) -> Tensor | None:
         """The sum so far. What another backward left behind is dropped: one that stopped half
         way, or that did not ask for x and so never came to its Append.
         """
-        assert _backward_id is not None
-        if self._task != _backward_id():
-            self._grad = None
+        self._renew()
         return self._grad
 
     def set(self, grad: Tensor | None) -> None:
+        self._renew()
+        self._grad = grad
+
+    def owe(self, share: Share) -> None:
+        """Adds to what is owed. Shares of one slot are of one kind."""
+        self._renew()
+        self._shares.append(share)
+
+    def take(self) -> Tensor | None:
+        """The sum of everything, which the slot then forgets."""
+        self._renew()
+        grad, shares = self._grad, self._shares
+        self._grad, self._shares = None, []
+        return shares[0].settle(shares, grad) if shares else grad
+
+    def _renew(self) -> None:
         assert _backward_id is not None
-        self._grad, self._task = grad, _backward_id()
+        if self._task != _backward_id():
+            self._grad, self._shares, self._task = None, [], _backward_id()
 
 
 class Source:
     """An entry of a history. Mixes read `node` in place of x where x needs a gradient.
 
     Append holds the slot and not the source: a circle through autograd's graph would keep every
-    hidden alive until the garbage collector comes by.
+    hidden alive until the garbage collector comes by. scales: by the eps of a router's norm, what
+    routers found out about x and need again.
     """
 
-    __slots__ = ("node", "slot", "version", "x")
+    __slots__ = ("node", "scales", "slot", "version", "x")
 
     def __init__(self, x: Tensor) -> None:
         self.x = x
         self.version = _version(x)
+        self.scales: dict[float, Tensor] = {}
         self.slot: Slot | None = None
         self.node = x
         if _backward_id is not None and torch.is_grad_enabled() and x.requires_grad:
@@ -111,7 +138,7 @@ class History(list[Tensor]):
 
 
 class Append(torch.autograd.Function):
-    """Identity of x; its gradient is what the mixes that read it summed in the slot."""
+    """Identity of x; its gradient is what the mixes that read it summed in the slot, or owe it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, slot: Slot) -> Tensor:
@@ -123,9 +150,7 @@ class Append(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None) -> Any:
         assert grad is None, "only mixes read this node, and they send nothing back"
-        summed = ctx.slot.get()
-        ctx.slot.set(None)
-        return summed, None
+        return ctx.slot.take(), None
 
 
 class Mix(torch.autograd.Function):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -24,3 +27,29 @@ def addressable(x: Tensor, *others: Tensor | None) -> bool:
 def threads(elements: int, rows: int) -> int:
     """How many threads to run on so many elements in so many rows, which are not divided."""
     return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD, rows))
+
+
+def rows_of(
+    x: Tensor, *, shape: torch.Size | None = None, dtype: torch.dtype | None = None
+) -> tuple[Tensor, int]:
+    """x [..., D] as rows that lie one step apart, copied only if they do not, and that step."""
+    assert shape is None or (x.shape == shape and x.dtype == dtype and x.device.type == "cpu")
+    if x.is_contiguous():
+        return x, x.shape[-1]
+    if x.ndim == 3 and x.stride(-1) == 1:
+        batch, length, _ = x.shape
+        if batch == 1 or length == 1 or x.stride(0) == length * x.stride(1):
+            return x, x.stride(1) if length > 1 else x.stride(0)
+    return x.contiguous(), x.shape[-1]
+
+
+def pointers(tensors: Iterable[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
+    """Where the tensors lie, NULL for None. They must be kept for as long as this is used."""
+    found = [None if x is None else x.data_ptr() for x in tensors]
+    return (ctypes.c_void_p * len(found))(*found)
+
+
+def words(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
+    """Integers as C reads them."""
+    found = list(values)
+    return (ctypes.c_int64 * len(found))(*found)
