@@ -44,7 +44,7 @@ class LaneState:
         elif lanes.weights is not None:
             self.weights = self._hyper(lanes.weights, path, site)
         given = {"lanes": self.state, "weights": self.weights["read"]}
-        return build.node(f"{path}.input", "read_lanes", given, part=lanes)
+        return build.node(f"{path}.sum", "read_lanes", given, part=lanes)
 
     def writes(self, site: Site) -> bool:
         return self.lanes.at == "sublayer" or site.closes

@@ -8,6 +8,7 @@ give as buffers (runtime/folded.py).
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import operator
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,6 +50,10 @@ class _Scope:
 
     def placeholder(self, name: str, value: Value) -> fx.Node:
         taken = {node.target for node in self.fx.nodes if node.op == "placeholder"}
+        if self.prefix and hasattr(builtins, name):
+            name = (
+                f"{name}_value"  # fx would rename it, and a second one of the name fill the first
+            )
         unique = next(n for n in _numbered(name) if n not in taken)
         self.values[value] = self.fx.placeholder(unique)
         return self.values[value]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import dataclasses
 import keyword
 from typing import TYPE_CHECKING, Any
@@ -73,12 +74,14 @@ def _wiring_norms(spec: Spec) -> list[PlainNorm | None]:
 
 def _check_input_name(spec: Spec, name: str, report: Report) -> None:
     """Inputs become arguments of programs, beside others and in Python code."""
-    if name in _TAKEN or name.endswith(_ENDINGS) or keyword.iskeyword(name):
+    python = keyword.iskeyword(name) or hasattr(builtins, name)
+    if name in _TAKEN or name.endswith(_ENDINGS) or python:
         report.add(
             "bad-name",
             f"an input cannot be called {name!r}, which means something else in programs",
             span=spec.tree["inputs"].key_span(name),
-            expected=f"a name other than {', '.join(_TAKEN)}, no keyword of Python, and not one "
+            expected=f"a name other than {', '.join(_TAKEN)}, no keyword or builtin function of "
+            f"Python, and not one "
             f"that ends in {', '.join(_ENDINGS)}",
         )
 

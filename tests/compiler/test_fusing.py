@@ -237,8 +237,14 @@ def test_decoding_is_the_forward_program() -> None:
 # Every pass: fires, leaves alone, refuses
 
 
+def member(name: str) -> mw.Spec:
+    """A zoo entry, or `ENTRY+WIRING`: one with another wiring."""
+    entry, _, wiring = name.partition("+")
+    return mw.load(entry, set={"wiring.use": wiring} if wiring else {})
+
+
 def stages(name: str, program: str = "forward", **options: Any) -> dict[str, Any]:
-    whole = mw.load(name)
+    whole = member(name)
     head = options.pop("head", next(iter(whole.heads)))
     found = Stages(whole.for_head(head), Options(**options))[program]
     return {stage.name: stage for stage in found}
@@ -250,6 +256,7 @@ FIRES = {
     "share_common": ("pythia-test", "forward", {"mode": "inference"}),
     "drop_dead": ("beit3-test", "forward", {"head": "vqa"}),
     "fuse_mix": ("mudd-pythia-test", "forward", {}),
+    "fuse_lanes": ("pythia-test+mhc", "forward", {}),
     "fuse_norms": ("pythia-test", "forward", {}),
     "fuse_projections": ("pythia-test", "forward", {}),
     "fuse_attention": ("pythia-test", "decode", {}),
@@ -259,13 +266,7 @@ FIRES = {
 }
 
 
-# No member has lanes: see test_fusing_lanes.py.
-ELSEWHERE = {"fuse_lanes"}
-
-
-@pytest.mark.parametrize(
-    "each", [p for p in PIPELINE if p.name not in ELSEWHERE], ids=lambda p: p.name
-)
+@pytest.mark.parametrize("each", PIPELINE, ids=NAMES)
 def test_a_pass_fires_and_marks_what_it_made(each: Pass) -> None:
     name, program, options = FIRES[each.name]
     found = stages(name, program, **options)[each.name]
@@ -310,13 +311,12 @@ def test_an_inner_value_with_another_reader_is_not_fused() -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(
-    "each", [f for f in fusions() if f.by not in ELSEWHERE], ids=lambda f: f.op
-)
+@pytest.mark.parametrize("each", fusions(), ids=lambda f: f.op)
 def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each: Any) -> None:
     fired = 0
-    for name, program in (("mudd-pythia-test", "loss"), ("pythia-test", "loss")):
-        spec = mw.load(name)
+    program = "loss"
+    for name in ("mudd-pythia-test", "pythia-test", "pythia-test+mhc", "pythia-test+attnres"):
+        spec = member(name)
         built = mw.build(spec, program=program)
         last = each.by == "plan_memory"
         graph = run_pipeline(built, Options(without=[] if last else [each.by]))[-1].graph
@@ -425,7 +425,7 @@ def test_an_unknown_pass_is_an_error() -> None:
 def test_an_exact_pass_changes_no_bit(each: Pass) -> None:
     name, program, options = FIRES[each.name]
     options = dict(options)
-    spec = mw.load(name).for_head(options.pop("head", None))
+    spec = member(name).for_head(options.pop("head", None))
     graph = mw.build(spec, program=program)
     given = random_inputs(graph, sizes_for(graph), dtype=torch.float32)
     results = []
@@ -443,7 +443,7 @@ def test_without_every_pass_the_graph_is_as_built() -> None:
 
 
 def test_passes_are_declared() -> None:
-    assert len(set(NAMES)) == len(NAMES) == len(FIRES) + len(ELSEWHERE)
+    assert len(set(NAMES)) == len(NAMES) == len(FIRES)
     assert {each.by for each in fusions()} <= set(NAMES)
     for each in PIPELINE:
         assert each.does and each.numerics in ("exact", "rounding", "approx")
