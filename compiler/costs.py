@@ -110,14 +110,19 @@ def type_bytes(kind: Type, sizes: Mapping[str, int]) -> int:
 
 def moved_bytes(graph: LayerGraph, sizes: Mapping[str, int]) -> int:
     """Bytes that all nodes read and write, in float32, if each reads its inputs once."""
-    total = 0
-    for record in graph:
-        if record.op in (INPUT, OUTPUT, *VIEWS):
-            continue
-        types = graph.argument_types(record, graph.arguments(record.path)).values()
-        for kind in [*types, *record.outputs]:
-            total += sum(type_bytes(t, sizes) for t in ([kind] if isinstance(kind, Type) else kind))
-    return total
+    return sum(node_moved_bytes(graph, record, sizes) for record in graph)
+
+
+def node_moved_bytes(graph: LayerGraph, record: Record, sizes: Mapping[str, int]) -> int:
+    """Bytes that one node reads and writes, in float32, parameters included."""
+    if record.op in (INPUT, OUTPUT, *VIEWS):
+        return 0
+    types = graph.argument_types(record, graph.arguments(record.path)).values()
+    return sum(
+        type_bytes(each, sizes)
+        for kind in [*types, *record.outputs]
+        for each in ([kind] if isinstance(kind, Type) else kind)
+    )
 
 
 def products(graph: LayerGraph) -> int:

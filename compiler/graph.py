@@ -85,7 +85,7 @@ class LayerGraph:
         self.name = name
         self.params = dict(params)
         self.names: dict[str, Value] = {}
-        self.recompute: frozenset[str] = frozenset()  # blocks that backward runs once more
+        self.recompute: frozenset[str] = frozenset()  # nodes of blocks that backward runs once more
 
     # Building
 

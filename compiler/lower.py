@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils.checkpoint import checkpoint
 
 from multiway.compiler.compose import several
 from multiway.compiler.dispatch import fast
@@ -24,6 +23,7 @@ from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, bl
 from multiway.compiler.op import registry
 from multiway.compiler.steps import Step, steps
 from multiway.runtime.folded import Folded, Recipe
+from multiway.runtime.recompute import recompute
 
 
 def lower(graph: LayerGraph, containers: nn.Module, *, kernels: bool = False) -> fx.GraphModule:
@@ -180,8 +180,9 @@ class _Lowering:
         module = self.containers.get_submodule(".".join(item.block.split(".")[-2:]))
         children = {**dict(module.named_children()), **self.folded(scope)}
         self.blocks[item.block] = _module(scope.fx, children, item.block)
-        if item.block in self.graph.recompute:
-            recompute(self.blocks[item.block])
+        again = [each for each in scope.fx.nodes if each.meta.get("path") in self.graph.recompute]
+        if again:
+            recompute(self.blocks[item.block], [each.name for each in again])
         arguments = tuple(self.root.values[value] for value in outside)
         name = self.root.name(item.block)
         call = self.root.fx.create_node("call_module", item.block, arguments, {}, name)
@@ -239,19 +240,6 @@ class _Lowering:
                 found[name] = node
         results = [*found.values(), *([tapped] if tapped else [])]
         return results[0] if len(results) == 1 else tuple(results)
-
-
-def recompute(module: nn.Module) -> None:
-    """Lets a block keep only its inputs for backward, which then runs it once more."""
-    run = module.forward
-
-    def forward(*args: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return run(*args)
-        # No op draws numbers, so there is no state of a generator to keep.
-        return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False)
-
-    module.forward = forward
 
 
 def _numbered(name: str) -> Iterator[str]:

@@ -40,9 +40,21 @@ def report(
             }
             for stage in stages[1:]
         ],
-        "recompute": sorted(fused.recompute, key=lambda name: int(name.rpartition(".")[2])),
+        **_memory_plan(fused),
         "kernels": kernel_use(fused, chosen),
     }
+
+
+def _memory_plan(graph: LayerGraph) -> dict[str, list[str]]:
+    """Blocks that backward runs again in part: of their nodes those that run, and the others."""
+    again = [record.path for record in graph if record.path in graph.recompute]
+    blocks = list(dict.fromkeys(map(block_of, again)))
+    others = [
+        record.path
+        for record in graph
+        if record.path not in graph.recompute and block_of(record.path) in blocks
+    ]
+    return {"recompute": blocks, "recomputed_nodes": again, "kept_nodes": others}
 
 
 def counts(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, int]:
@@ -118,7 +130,10 @@ def to_text(found: Mapping[str, Any]) -> str:
         lines += [f"      refused {count} times: {reason}" for reason, count in reasons.items()]
     lines.append(f"  in all: {summary(found)}")
     if found["recompute"]:
-        lines.append(f"  recomputed in backward: {_places(found['recompute'])}")
+        lines.append(f"  recomputed in backward: {_places(found['recomputed_nodes'], most=16)}")
+        lines.append(
+            f"  kept in these blocks: {_places(found['kept_nodes'], most=16) or 'nothing'}"
+        )
     lines.append("  kernels:")
     for op, answers in found["kernels"].items():
         told = "; ".join(f"{count} {answer}" for answer, count in answers.items())
@@ -141,11 +156,12 @@ def _row(name: str, fired: Any, found: Mapping[str, int], ms: Any) -> str:
     return f"  {name:16} {fired:>6} {found['nodes']:>7} {found['products']:>9} {mib:>12} {ms:>7}"
 
 
-def _places(paths: Sequence[str]) -> str:
+def _places(paths: Sequence[str], most: int = 6) -> str:
     """Paths with the numbers of blocks folded: `blocks.*.mix.sum (24)`."""
     patterns = Counter(_folded(path) for path in paths)
     told = [f"{pattern} ({count})" if count > 1 else pattern for pattern, count in patterns.items()]
-    return ", ".join(told[:6]) + (f" and {len(told) - 6} more" if len(told) > 6 else "")
+    more = len(told) - most
+    return ", ".join(told[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _folded(text: str) -> str:

@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import heapq
+import itertools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from multiway.compiler.costs import default_sizes, node_flops, type_bytes
+from multiway.compiler.costs import default_sizes
 from multiway.compiler.fusion import Rewriter, Tally, fuse, fusions
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Value, block_of
-from multiway.compiler.op import registry
+from multiway.compiler.graph import LayerGraph, block_of
+from multiway.compiler.kept import Block, Keeping, Node
 
 PASS = "plan_memory"
 
 
 @dataclass(kw_only=True)
 class Kept:
-    """What a block keeps for its backward, and what computing it again costs."""
+    """What is kept for backward in a block, or outside of all."""
 
     bytes: int = 0
-    flops: float = 0.0
 
 
 def plan_memory(
     graph: LayerGraph, tally: Tally, budget: int | None, sizes: Mapping[str, int]
 ) -> LayerGraph:
-    """The graph with parts marked for recomputation until what is kept fits the budget.
+    """The graph with nodes marked for recomputation, so that what is kept fits the budget.
 
-    First inside fused ops: those whose fusion names this pass keep their inputs only. Then whole
-    blocks; those that free most bytes for a FLOP come first, of equal ones the earliest. Without a
-    budget nothing is recomputed. What cannot be reached is reached as nearly as it can be.
+    From the plan that recomputes every block as a whole, nodes are taken out again as far as the
+    budget allows: those first that save most FLOPs for a byte, of equal ones the earliest. Where
+    no plan fits, fused ops whose fusion names this pass keep their inputs only, and it is planned
+    again. Without a budget nothing is recomputed. What cannot be reached is reached as nearly as it
+    can be.
 
     sizes: numbers for named sizes. Lengths that are not given count as the longest that is.
     """
@@ -36,76 +39,86 @@ def plan_memory(
         return graph  # nothing is trained through a cache
     longest = max((size for name, size in sizes.items() if name != "B"), default=None)
     sizes = {**default_sizes(graph, {}, batch=1, length=longest), **sizes}
-    kept = kept_bytes(graph, sizes)
-    if sum(each.bytes for each in kept.values()) <= budget:
+    keeping = Keeping(graph, sizes)
+    if keeping.total <= budget:
         return graph
-    for fusion in fusions():
-        if fusion.by == PASS:
-            graph = fuse(graph, fusion, tally)
-    kept = kept_bytes(graph, sizes)
-    total = sum(each.bytes for each in kept.values())
-    # Recomputing frees a block's bytes, but one block's are there again while its backward runs.
-    blocks = sorted((k for k in kept if k), key=lambda k: -kept[k].bytes / (kept[k].flops or 1))
-    chosen: set[str] = set()
-    for block in blocks:
-        again = max((kept[b].bytes for b in chosen), default=0)
-        if total + again <= budget:
-            break
-        chosen.add(block)
-        total -= kept[block].bytes
-    if frozenset(chosen) == graph.recompute:
+    make_all_again(keeping)
+    if keeping.total > budget:
+        for fusion in fusions():
+            if fusion.by == PASS:
+                graph = fuse(graph, fusion, tally)
+        keeping = Keeping(graph, sizes)
+        if keeping.total > budget:
+            make_all_again(keeping)
+    keep_what_is_dear(keeping, budget)
+    chosen = keeping.nodes_again()
+    if chosen == graph.recompute:
         return graph
     rewriter = Rewriter(graph)
     for record in graph:
         rewriter.keep(record)
     made = rewriter.finish()
-    made.recompute = frozenset(chosen)
-    tally.fired += [block for block in kept if block in chosen]
+    made.recompute = chosen
+    tally.fired += list(dict.fromkeys(block_of(r.path) for r in graph if r.path in chosen))
     return made
 
 
+def make_all_again(keeping: Keeping) -> None:
+    """Lets every block make all of its nodes again."""
+    for block in keeping.blocks.values():
+        if block.name:
+            keeping.make_again(block, {node.path for node in block.nodes})
+
+
+def keep_what_is_dear(keeping: Keeping, budget: int) -> None:
+    """Takes nodes out of what is made again, the dearest for a byte first, within the budget.
+
+    What costs no byte is taken out in any case.
+    """
+    ranks = {n.path: i for i, n in enumerate(_nodes(keeping))}
+    changes: dict[str, int] = dict.fromkeys(keeping.blocks, 0)
+    heap: list[tuple[float, int, int, Block, Node]] = []
+
+    def offer(block: Block) -> None:
+        for node in block.nodes:
+            if node.path in block.again:
+                held = block.holds(block.again - {node.path}, keeping.crossing)
+                price = keeping.growth(block, held)
+                worth = node.work / price if price > 0 else float("inf")
+                entry = (-worth, ranks[node.path], changes[block.name], block, node)
+                heapq.heappush(heap, entry)
+
+    for block in keeping.blocks.values():
+        offer(block)
+    while heap:
+        _, _, change, block, node = heapq.heappop(heap)
+        if change != changes[block.name]:
+            continue  # the block is another one by now
+        before, again = keeping.total, block.again
+        keeping.make_again(block, again - {node.path})
+        if keeping.total > max(budget, before):
+            keeping.make_again(block, again)
+            continue
+        changes[block.name] += 1
+        offer(block)
+
+
+def _nodes(keeping: Keeping) -> Iterator[Node]:
+    return itertools.chain.from_iterable(block.nodes for block in keeping.blocks.values())
+
+
 def kept_bytes(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, Kept]:
-    """Bytes that autograd keeps and FLOPs, by block; under an empty name what is outside.
+    """Bytes that autograd keeps, by block; under an empty name what is outside.
 
     A value counts once, for the block that makes it. What goes from block to block is kept in any
-    case and counts as outside.
+    case and counts as outside. What `graph.recompute` makes again does not count.
     """
-    found: dict[str, Kept] = {"": Kept()}
-    for value in sorted(_saved(graph)):
-        record = graph.record(value.path)
-        block = block_of(value.path)
-        if record.op in (INPUT, "append"):
-            continue
-        crosses = any(block_of(reader) != block for reader, _ in graph.readers(value))
-        key = "" if crosses else block
-        found.setdefault(key, Kept()).bytes += type_bytes(graph.type(value), sizes)
-    for record in graph:
-        if record.op not in (INPUT, OUTPUT) and (block := block_of(record.path)):
-            found.setdefault(block, Kept()).flops += node_flops(graph, record, sizes)
+    keeping = Keeping(graph, sizes)
+    for block in keeping.blocks.values():
+        keeping.make_again(block, {n.path for n in block.nodes if n.path in graph.recompute})
+    found = {name: Kept() for name in keeping.blocks}
+    for value, count in keeping.holders.items():
+        if count > 0:
+            key = "" if value in keeping.crossing else block_of(value.path)
+            found[key].bytes += keeping.bytes[value]
     return found
-
-
-def _saved(graph: LayerGraph) -> set[Value]:
-    """Values whose memory some backward needs: views count as what they are views of."""
-    found: set[Value] = set()
-    for record in graph:
-        if record.op in (INPUT, OUTPUT):
-            continue
-        saves = registry()[record.op].saves
-        for argument, value in graph.sources(record.path).items():
-            if argument.split(".")[0] in saves:
-                found.add(_base(graph, value))
-        if "output" in saves:
-            found.add(Value(record.path))
-    return found
-
-
-VIEWS = {"split_heads": "x", "merge_heads": "x", "split": "x"}
-
-
-def _base(graph: LayerGraph, value: Value) -> Value:
-    record = graph.record(value.path)
-    while record.op in VIEWS:
-        value = graph.sources(value.path)[VIEWS[record.op]]
-        record = graph.record(value.path)
-    return value

@@ -228,6 +228,16 @@ def test_compile_reports_what_the_passes_did(run: Any, small: Path, tmp_path: Pa
     document = json.loads(run("compile", "mudd-pythia-test", "--json", *budget).out)
     assert document["programs"]["loss"]["recompute"] == [f"blocks.{i}" for i in range(4)]
     assert document["programs"]["decode"]["recompute"] == []
+    nodes, kept = (document["programs"]["loss"][k] for k in ("recomputed_nodes", "kept_nodes"))
+    assert "blocks.0.ffn.activation" in nodes and "blocks.0.hidden" in kept
+    assert not set(nodes) & set(kept)
+    text = run("compile", "mudd-pythia-test", "--report", *budget).out
+    recomputed, others = (
+        next(line for line in text.splitlines() if line.strip().startswith(start))
+        for start in ("recomputed in backward: ", "kept in these blocks: ")
+    )
+    assert "blocks.*.ffn.activation (4)" in recomputed
+    assert "blocks.*.hidden (4)" in others
     without = json.loads(run("compile", small, "--json", "--without", "fuse_loss").out)
     assert "fuse_loss" not in [each["name"] for each in without["programs"]["loss"]["passes"]]
     assert run("compile", small, "--dump", tmp_path / "dump").code == 0
