@@ -184,7 +184,7 @@ PIPELINE: tuple[Pass, ...] = (
     # Last, when it is known what is computed: what backward keeps and what it computes again.
     Pass(
         name="plan_memory",
-        does="chooses blocks to recompute in backward, until the kept bytes fit --memory-budget",
+        does="chooses what backward makes again, so that the kept bytes fit --memory-budget",
         numerics="exact",
         run=lambda graph, tally, options: plan_memory(
             graph, tally, options.memory_budget, options.sizes

@@ -77,7 +77,7 @@ def compile(
     mode: "inference" takes no gradients, and may keep copies of weights with norms folded in.
     without: passes of the pipeline (compiler/pipeline.py) to leave out.
     memory_budget: bytes that a training step may keep for its backward at `sizes`, such as
-        {"B": 4, "T": 512}; blocks are recomputed until it fits. See docs/compiler.md.
+        {"B": 4, "T": 512}; values are made again in backward until it fits. See docs/compiler.md.
     """
     import torch
 
