@@ -92,6 +92,9 @@ def _neox(size: str, batch: int, target: float) -> Case:
     )
 
 
+# Gradients of the history wait beside what is kept: this leaves room for them.
+PLANNED = 0.95
+
 CASES = (
     _beit3("float32", "f32", 1.06),
     _beit3("bfloat16", "bf16", 1.20),
@@ -108,10 +111,10 @@ CASES = (
         "memory-24x256-planned",
         "the same, within the bytes that plain residual keeps",
         kind="memory",
-        budget=1.0,
+        budget=PLANNED,
         target=1.02,
     ),
-    _memory("mudd-24x256-train-planned", "time of such a step", budget=1.0),
+    _memory("mudd-24x256-train-planned", "time of such a step", budget=PLANNED),
     Case(
         name="compile-2.8b",
         doc="seconds from spec to all programs of MUDD-Pythia 2.8B, on meta",

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 _ROOT = Path(__file__).resolve().parents[1]
+_WRITTEN = ("benchmarks/results", "docs")  # measuring itself writes there
 
 
 def machine() -> dict[str, Any]:
@@ -41,10 +42,15 @@ def versions(packages: Sequence[str] = ()) -> dict[str, str | None]:
 
 
 def commit(root: Path = _ROOT) -> dict[str, Any] | None:
-    """`id` of the checkout's commit and whether it was `changed`; None where there is none."""
+    """`id` of the checkout's commit and whether it was `changed`; None where there is none.
+
+    Recorded results and documents are no change: a result is not of another code for those.
+    """
     if not (root / ".git").exists():
         return None
-    found, status = _git(root, "rev-parse", "HEAD"), _git(root, "status", "--porcelain")
+    others = [f":(exclude){path}" for path in _WRITTEN]
+    found = _git(root, "rev-parse", "HEAD")
+    status = _git(root, "status", "--porcelain", "--", ".", *others)
     return None if found is None else {"id": found, "changed": bool(status)}
 
 

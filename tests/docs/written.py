@@ -11,7 +11,7 @@ import json
 import re
 import textwrap
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
@@ -270,21 +270,36 @@ def print_report(file: Path, name: str, head: str) -> str:
 
 
 def print_results(file: Path) -> str:
-    """The recorded results of the benchmark cases, in the order of the cases."""
-    found = [json.loads(path.read_text()) for path in RESULTS.glob("*.json")]
-    rows = [("case", "in pairs", "of medians", "target", "spread", "pairs")]
+    """The recorded results of the benchmark cases, in the order of their names."""
+    return results_table([json.loads(path.read_text()) for path in RESULTS.glob("*.json")])
+
+
+def results_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """Results of benchmarks/run.py as a table, those of earlier versions too."""
+    rows = [("case", "in pairs", "of medians", "floor", "target", "spread", "pairs")]
     for each in sorted(found, key=lambda each: each["case"]["name"]):
         case = each["case"]
         if each["ratio"] is None:
             main = f"{each['sides'][0]['median_s']:.2f} s"
         else:
             main = f"{each['ratio']:.3f}"
-        medians = f"{each['ratio_of_medians']:.3f}" if "ratio_of_medians" in each else "-"
+        medians, floor = (
+            "-" if each.get(name) is None else f"{each[name]:.3f}"
+            for name in ("ratio_of_medians", "floor_ratio")
+        )
         target = "-" if case["target"] is None else f"{case['target']:g}"
         spread = "-" if each["spread"] is None else f"{each['spread']:.0%}"
         timed = case["kind"] != "memory"
         rows.append(
-            (case["name"], main, medians, target, spread, str(case["pairs"] if timed else "-"))
+            (
+                case["name"],
+                main,
+                medians,
+                floor,
+                target,
+                spread,
+                str(case["pairs"] if timed else "-"),
+            )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(

@@ -506,6 +506,27 @@ def test_a_folder_without_a_checkout_has_no_commit(tmp_path: Any) -> None:
     assert commit(tmp_path) is None
 
 
+def test_a_checkout_is_changed_by_code_and_not_by_results(tmp_path: Any) -> None:
+    def git(*arguments: str) -> str:
+        name = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        command = ["git", "-C", str(tmp_path), *name, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    folders = ("benchmarks/results", "docs", "runtime", "benchmarks")
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / "file").write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "all")
+    head = git("rev-parse", "HEAD")
+    for folder, changed in zip(folders, (False, False, True, True), strict=True):
+        for name in ("file", "new"):  # tracked or not
+            (tmp_path / folder / name).write_text("after")
+            assert commit(tmp_path) == {"id": head, "changed": changed}
+            git("stash", "-q", "--include-untracked")
+
+
 FAULTS = """
 import resource, sys
 import torch
