@@ -25,13 +25,10 @@ import multiway as mw
 from multiway.compiler import fusion as fusion_module
 from multiway.compiler.build import program_names
 from multiway.compiler.correspond import corresponds
-from multiway.compiler.costs import node_flops
 from multiway.compiler.dispatch import fast
 from multiway.compiler.fusion import Match, Tally, fuse, fusions
-from multiway.compiler.graph import LayerGraph, Record, Value, block_of
-from multiway.compiler.kept import Keeping
+from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.op import Sample
-from multiway.compiler.passes.plan_memory import kept_bytes
 from multiway.compiler.pipeline import PIPELINE, Options, Pass
 from multiway.compiler.pipeline import run as run_pipeline
 from multiway.compiler.stages import Stages
@@ -190,34 +187,6 @@ def test_members_fused_are_the_reference(name: str, head: str, mode: str) -> Non
 
 def sizes_for(graph: LayerGraph) -> dict[str, int]:
     return {**some_sizes(graph, 4), "S": 64}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("name", "head"), MEMBERS)
-def test_narrow_floats_are_no_farther_from_float64_than_eager(
-    name: str, head: str, dtype: torch.dtype
-) -> None:
-    spec = mw.load(name).for_head(head)
-    program = program_names(spec)[0]
-    graph = mw.build(spec, program=program)
-    given = random_inputs(graph, sizes_for(graph), dtype=dtype)
-    found = {}
-    for fused in (False, True):
-        model = mw.compile(spec, dtype=dtype, fuse=fused)
-        with torch.no_grad():
-            found[fused] = [t.double() for t in outputs(model, program, given)]
-    exact = mw.compile(spec, dtype=torch.float64, fuse=False)
-    exact.load_state_dict(mw.compile(spec, dtype=dtype).state_dict())
-    wide = {
-        n: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v
-        for n, v in given.items()
-    }
-    with torch.no_grad():
-        want = outputs(exact, program, wide)
-    for ours, eager, right in zip(found[True], found[False], want, strict=True):
-        if right.is_floating_point():
-            limit = 2 * float((eager - right).norm()) + torch.finfo(dtype).eps * float(right.norm())
-            assert float((ours - right).norm()) <= limit
 
 
 def test_decoding_is_the_forward_program() -> None:
@@ -537,114 +506,6 @@ def test_folded_weights_follow_their_parameters() -> None:
     torch.testing.assert_close(model(tokens=tokens), reference(tokens=tokens))
     assert model.state_dict().keys() == reference.state_dict().keys()
     assert not any(p.requires_grad for p in model.parameters())
-
-
-def test_recomputed_blocks_give_the_same_gradients_and_keep_less() -> None:
-    spec = mw.load("mudd-pythia-test")
-    graph = mw.build(spec, program="loss")
-    given = random_inputs(graph, sizes_for(graph))
-    budget = {"memory_budget": 0, "sizes": sizes_for(graph)}
-    assert_equal(spec, "loss", given, **budget)
-    kept = []
-    for options in ({}, budget):
-        model = mw.compile(spec, **options)
-        saved: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, saved=saved: saved.append(t.numel()) or t, lambda t: t
-        ):
-            model.run("loss", **given)
-        kept.append(sum(saved))
-    assert kept[1] < kept[0]
-
-
-def graph_planned(graph: LayerGraph, budget: int, sizes: Mappings) -> LayerGraph:
-    return run_pipeline(graph, Options(memory_budget=budget, sizes=sizes))[-1].graph
-
-
-def bytes_of(graph: LayerGraph, sizes: Mappings) -> int:
-    return sum(each.bytes for each in kept_bytes(graph, sizes).values())
-
-
-def blocks_again(graph: LayerGraph) -> set[str]:
-    return {block_of(path) for path in graph.recompute}
-
-
-def test_a_budget_that_is_met_recomputes_nothing() -> None:
-    sizes = {"B": 2, "T": 8}
-    graph = mw.build(mw.load("pythia-test", set={"depth": 4}), program="loss")
-    total = bytes_of(graph_planned(graph, 2**40, sizes), sizes)
-    # While backward is in a block, what it makes again is there: one block alone frees nothing.
-    for budget, count in ((total, 0), (total - 1, 2), (0, 4)):
-        assert len(blocks_again(graph_planned(graph, budget, sizes))) == count
-
-
-@pytest.mark.parametrize("name", ["pythia-test", "mudd-pythia-test"])
-def test_a_plan_fits_where_one_can_and_costs_less_the_more_it_may_keep(name: str) -> None:
-    sizes = {"B": 2, "T": 32}
-    graph = mw.build(mw.load(name, set={"depth": 6}), program="loss")
-    most = bytes_of(graph_planned(graph, 2**40, sizes), sizes)
-    least = bytes_of(graph_planned(graph, 0, sizes), sizes)
-    flops = []
-    for share in (0.3, 0.5, 0.7, 0.9):
-        budget = int(least + share * (most - least))
-        made = graph_planned(graph, budget, sizes)
-        keeping = Keeping(made, sizes)
-        for block in keeping.blocks.values():
-            keeping.make_again(block, {n.path for n in block.nodes if n.path in made.recompute})
-        assert keeping.kept == bytes_of(made, sizes)
-        assert budget * 0.8 < keeping.total <= budget
-        flops.append(sum(node_flops(made, r, sizes) for r in made if r.path in made.recompute))
-    assert flops == sorted(flops, reverse=True)
-    assert flops[0] > flops[-1]
-
-
-def test_attention_is_kept_in_a_block_that_is_made_again() -> None:
-    sizes = {"B": 1, "T": 512}
-    graph = mw.build(mw.load("pythia-test", set={"context": 512}), program="loss")
-    least = bytes_of(graph_planned(graph, 0, sizes), sizes)
-    assert "blocks.0.attention.core" in graph_planned(graph, 0, sizes).recompute
-    more = 2 * 512 * 64 * 4  # what both blocks' attention puts out
-    block = 2 * bytes_of(graph_planned(graph, 2**40, sizes), sizes)  # of one block, at the most
-    made = graph_planned(graph, least + block + more, sizes)
-    assert not made.recompute
-    for budget in range(least, least + block, block // 64):
-        made = graph_planned(graph, budget, sizes)
-        again = {path.partition(".attention.")[2] for path in made.recompute if "attention" in path}
-        if "core" not in again and "query_key_value" in again:
-            break
-    else:
-        raise AssertionError("attention is never kept before its projections")
-
-
-def test_streams_that_no_plan_can_drop_are_made_in_their_products() -> None:
-    sizes = {"B": 2, "T": 8}
-    full = stages("mudd-pythia-test", "loss", memory_budget=2**40, sizes=sizes)
-    total = bytes_of(full["plan_memory"].graph, sizes)
-    tight = stages("mudd-pythia-test", "loss", memory_budget=total - 1, sizes=sizes)
-    assert "mix_linear" not in {record.op for record in tight["plan_memory"].graph}
-    least = stages("mudd-pythia-test", "loss", memory_budget=0, sizes=sizes)
-    graph = least["plan_memory"].graph
-    assert [r.path for r in graph if r.op == "mix_linear"] == [
-        f"blocks.{i}.mix.sum" for i in (1, 2, 3)
-    ]
-
-
-@given(specs(), st.integers(1, 5), st.floats(0, 1))
-@settings(40)
-def test_a_plan_changes_no_bit(spec: Mappings, length: int, share: float) -> None:
-    for each in heads(spec):
-        if "loss" not in program_names(each):
-            continue
-        graph = mw.build(each, program="loss")
-        sizes = some_sizes(graph, length)
-        plain = run_pipeline(graph, Options(sizes=sizes))[-1].graph
-        budget = int(share * bytes_of(plain, sizes))
-        given, results = random_inputs(graph, sizes), []
-        for options in ({}, {"memory_budget": budget, "sizes": sizes}):
-            model = pair(each, **options)[1]
-            found = outputs(model, "loss", given)
-            results.append([*found, *gradients(model, found).values()])
-        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 def test_matches_do_not_overlap() -> None:
