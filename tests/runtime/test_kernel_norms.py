@@ -1,0 +1,92 @@
+"""Norms in one pass, alone and in pairs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from comparing import check, draw
+from torch import Tensor
+
+from multiway.compiler.ops.layer_norm import layer_norm
+from multiway.compiler.ops.rms_norm import rms_norm
+from multiway.runtime.kernels import kernels, native
+from multiway.runtime.kernels.native.calls import ELEMENTS_PER_THREAD
+from multiway.runtime.kernels.norms import norm_pair
+from multiway.runtime.kernels.norms import rms_norm as fused_rms_norm
+
+NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
+
+
+def reference_norms(x: Tensor, *affine: Tensor, norm: str) -> tuple:
+    """One result for each weight; the biases come behind the weights."""
+    count = len(affine) // 2
+    pairs = zip(affine[:count], affine[count:], strict=True)
+    return tuple(NORMS[norm](x, *pair, eps=1e-5) for pair in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 5, 33), (70, 17), (7,), (0, 8), (1, 256)])
+@pytest.mark.parametrize("fixed", [(), (0,), (1,), (2,), (0, 1)])
+def test_rms_norm(
+    engine: str, dtype: torch.dtype, shape: tuple[int, ...], fixed: tuple[int, ...]
+) -> None:
+    affine = [draw(shape[-1], dtype=dtype, seed=s) for s in (1, 2)]
+    inputs = [draw(*shape, dtype=dtype), *affine]
+    check(lambda *x: fused_rms_norm(*x, eps=1e-5), lambda *x: rms_norm(*x, eps=1e-5), inputs, fixed)
+    check(
+        lambda x: fused_rms_norm(x, eps=1e-5), lambda x: rms_norm(x, eps=1e-5), [inputs[0].double()]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize("shape", [(2, 5, 33), (70, 17), (0, 8)])
+@pytest.mark.parametrize("fixed", [(), (0,), (1, 4), (2,), (1, 2, 3, 4)])
+def test_norm_pair(
+    engine: str, dtype: torch.dtype, norm: str, shape: tuple[int, ...], fixed: tuple[int, ...]
+) -> None:
+    affine = [draw(shape[-1], dtype=dtype, seed=s) for s in range(1, 5)]
+    check(
+        lambda x, *a: norm_pair(x, a[:2], a[2:], norm=norm, eps=1e-5),
+        lambda x, *a: reference_norms(x, *a, norm=norm),
+        [draw(*shape, dtype=dtype), *affine],
+        fixed,
+    )
+
+
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+def test_norm_pair_of_which_one_is_read(engine: str, norm: str) -> None:
+    inputs = [draw(6, 9), *(draw(9, seed=s) for s in range(1, 5))]
+    check(
+        lambda x, *a: norm_pair(x, a[:2], a[2:], norm=norm, eps=1e-5)[1],
+        lambda x, *a: reference_norms(x, *a, norm=norm)[1],
+        inputs,
+        fixed=(1, 3),
+    )
+
+
+def test_norm_pair_without_biases(engine: str) -> None:
+    check(
+        lambda x, *w: norm_pair(x, w, norm="rms_norm", eps=1e-5),
+        lambda x, *w: tuple(rms_norm(x, each, eps=1e-5) for each in w),
+        [draw(6, 9), draw(9), draw(9, seed=1)],
+    )
+
+
+def test_norms_on_several_threads_and_of_views(engine: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        inputs = [draw(64, 4 * ELEMENTS_PER_THREAD // 64).t(), draw(64)]
+        check(lambda *x: fused_rms_norm(*x, eps=1e-5), lambda *x: rms_norm(*x, eps=1e-5), inputs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_norms_refuse_what_torch_does_as_well() -> None:
+    refuses = kernels()["rms_norm"].refuses
+    many = draw(1 << 15)
+    assert refuses(many[:7], eps=0.0) == "x is small: 7 numbers"
+    assert refuses(many.half(), eps=0.0) == "x is torch.float16"
+    with native.disabled():
+        assert refuses(many, eps=0.0) == "C kernels are switched off"
