@@ -33,37 +33,48 @@ FORMAT = 1  # of the result document
 NAMED = ("no-fuse", "hf", "gemm")  # what --against may name beside specs
 
 
+AgainstOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="SPEC|no-fuse|hf|gemm",
+        help="What to compare with: another spec, the reference form of this one, "
+        "transformers' GPT-NeoX of its size, its matrix products alone. May be repeated.",
+    ),
+]
+TrainOption = Annotated[
+    bool, typer.Option("--train", help="Forward and backward of the loss, no optimizer.")
+]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16"], typer.Option(help="Of weights and activations.")
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Rows of the batch.")]
+LengthOption = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of a text; default: 512, or the longest.")
+]
+PairsOption = Annotated[int, typer.Option(min=9, help="How often every side runs, in turn.")]
+MemoryOption = Annotated[
+    bool, typer.Option("--memory", help="The peak of live tensor bytes in a step, too.")
+]
+ThreadsOption = Annotated[
+    int | None, typer.Option(min=1, help="Threads of torch; default: torch's own.")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("-o", "--out", metavar="FILE", help="A file for the JSON.")
+]
+
+
 def command(
     source: SpecArgument,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SPEC|no-fuse|hf|gemm",
-            help="What to compare with: another spec, the reference form of this one, "
-            "transformers' GPT-NeoX of its size, its matrix products alone. May be repeated.",
-        ),
-    ] = None,
+    against: AgainstOption = None,
     head: HeadOption = None,
-    train: Annotated[
-        bool, typer.Option("--train", help="Forward and backward of the loss, no optimizer.")
-    ] = False,
-    dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of weights and activations.")
-    ] = "float32",
-    batch: Annotated[int, typer.Option(min=1, help="Rows of the batch.")] = 1,
-    length: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of a text; default: 512, or the longest.")
-    ] = None,
-    pairs: Annotated[int, typer.Option(min=9, help="How often every side runs, in turn.")] = 15,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="The peak of live tensor bytes in a step, too.")
-    ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads of torch; default: torch's own.")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", metavar="FILE", help="A file for the JSON.")
-    ] = None,
+    train: TrainOption = False,
+    dtype: DtypeOption = "float32",
+    batch: BatchOption = 1,
+    length: LengthOption = None,
+    pairs: PairsOption = 15,
+    memory: MemoryOption = False,
+    threads: ThreadsOption = None,
+    out: OutOption = None,
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,39 +82,48 @@ def command(
 
     --set holds for SPEC and for every spec it is compared with.
     """
-    import torch
-
-    from multiway.runtime.allocator import keep_memory
-    from multiway.runtime.measure_sides import Work, measure_sides
-
     spec = read_spec(source, settings).for_head(head)
     names = _check_against(against or [])
     if out is not None and not out.parent.is_dir():
         message = f"there is no folder {out.parent}"
         raise MultiwayError.one("unwritable", message, place=str(out))
     others = {name: _other(name, settings, spec) for name in names if name not in NAMED}
-    allocator = keep_memory()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    work = Work(batch=batch, length=length, train=train)
-    sides = make_sides(spec, others, names, work, getattr(torch, dtype))
-    found = measure_sides(sides, pairs=pairs, memory=memory, after=_ticks(pairs + 2))
-    result = document(
-        found,
-        run={
-            "head": spec.head_name,
-            "mode": "train" if train else "forward",
-            "dtype": dtype,
-            "batch": batch,
-            "length": length,
-            "pairs": pairs,
-        },
-        allocator=allocator.record(),
-    )
+    asked = {"dtype": dtype, "batch": batch, "length": length, "pairs": pairs}
+    result = measured(spec, others, names, asked, train=train, memory=memory, threads=threads)
     if out is not None:
         write_text(out, json.dumps(result, indent=2) + "\n")
         note(f"wrote {out}")
     print_json(result) if as_json else typer.echo(table(result))
+
+
+def measured(
+    spec: Spec,
+    others: dict[str, Spec],
+    names: list[str],
+    asked: dict[str, Any],
+    *,
+    train: bool,
+    memory: bool,
+    threads: int | None,
+) -> dict[str, Any]:
+    """The result of running all sides in turn. Raises MultiwayError.
+
+    asked: dtype, batch, length and pairs, as the result tells them.
+    """
+    import torch
+
+    from multiway.runtime.allocator import keep_memory
+    from multiway.runtime.measure_sides import Work, measure_sides
+
+    allocator = keep_memory()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    work = Work(batch=asked["batch"], length=asked["length"], train=train)
+    sides = make_sides(spec, others, names, work, getattr(torch, asked["dtype"]))
+    pairs = asked["pairs"]
+    found = measure_sides(sides, pairs=pairs, memory=memory, after=_ticks(pairs + 2))
+    run = {"head": spec.head_name, "mode": "train" if train else "forward", **asked}
+    return document(found, run=run, allocator=allocator.record())
 
 
 def _check_against(against: list[str]) -> list[str]:
