@@ -12,8 +12,9 @@ Kind = Literal["step", "memory", "compile"]
 class Case:
     """`a` over `b`, measured in one run.
 
-    a, b: a file of benchmarks/specs or a zoo name; b also `gemm`, the matrix products and attention
-    calls of `a` alone, `hf`, transformers' model of its size, or nothing.
+    a, b: a file of benchmarks/specs or a zoo name, `NAME+WIRING` for another wiring; b also
+    `gemm`, the matrix products and attention calls of `a` alone, `hf`, transformers' model of its
+    size, or nothing.
     kind: `step` is the time of a step, `memory` the peak of live tensor bytes in one, `compile` the
     time from a spec to all its programs on meta.
     per: the ratio is divided by this. target: the ratio, or without `b` the seconds, that is aimed
@@ -95,6 +96,20 @@ def _neox(size: str, batch: int, target: float) -> Case:
 # Gradients of the history wait beside what is kept: this leaves room for them.
 PLANNED = 0.95
 
+
+def _wiring(name: str, target: float | None = None) -> Case:
+    return Case(
+        name=f"wiring-{name}",
+        doc=f"24 x 256 with the wiring {name} over plain residual, forward and backward",
+        a=f"prenorm-24x256.yaml+{name}",
+        b="prenorm-24x256.yaml",
+        batch=4,
+        train=True,
+        target=target,
+        pairs=9,
+    )
+
+
 CASES = (
     _beit3("float32", "f32", 1.06),
     _beit3("bfloat16", "bf16", 1.20),
@@ -106,6 +121,17 @@ CASES = (
     _mudd("24x256", 4, 1.25, train=True, native=False),
     _neox("12x768", 2, 1.0),
     _neox("24x256", 4, 0.93),
+    _wiring("denseformer", 1.08),
+    _wiring("laurel", 1.08),
+    _wiring("value_residual", 1.08),
+    _wiring("mudd", 1.15),
+    _wiring("attnres", 1.20),
+    _wiring("hc", 1.20),
+    _wiring("frac", 1.20),
+    _wiring("mhc", 1.30),
+    _wiring("mhar", 1.30),
+    *map(_wiring, ("mudd_prepost", "dar", "post_norm", "deepnorm", "sandwich", "rezero")),
+    *map(_wiring, ("layer_scale", "unet", "x0")),
     _memory("memory-24x256", "peak of live tensor bytes in a step of training", kind="memory"),
     _memory(
         "memory-24x256-planned",

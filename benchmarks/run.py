@@ -123,8 +123,12 @@ def _kernels(case: Case) -> Iterator[None]:
 
 
 def _spec(name: str, quick: bool = False) -> mw.Spec:
+    """A file or a zoo name; `NAME+WIRING` with another wiring."""
+    name, _, wiring = name.partition("+")
     source = HERE / "specs" / name if name.endswith(".yaml") else name
-    return mw.load(source, set=QUICK if quick else None)
+    return mw.load(
+        source, set=(QUICK if quick else {}) | ({"wiring.use": wiring} if wiring else {})
+    )
 
 
 def _step_case(case: Case, quick: bool) -> dict[str, Any]:
@@ -163,7 +167,8 @@ def _sides(case: Case, quick: bool) -> list[Side]:
     def compiled(name: str, **options: Any) -> Side:
         spec = _spec(name, quick).for_head(case.head)
         make = lambda device: mw.compile(spec, device=device, dtype=dtype, **options)  # noqa: E731
-        return model_side(spec.name, make, work)
+        _, plus, wiring = name.partition("+")
+        return model_side(f"{spec.name}{plus}{wiring}", make, work)
 
     first = compiled(case.a, **_planned(case, quick))
     if case.b == "gemm":

@@ -15,9 +15,10 @@ from multiway.compiler.types import History, Sizes, Sym, Tensor, Type, number
 _BYTES = {"float": 4, "int": 8, "bool": 1}
 VIEWS = (
     *("split_heads", "merge_heads", "split", "append", "segment_lengths"),
-    *("open_lanes", "split_lanes", "join_lanes"),
+    *("collect", "open_lanes", "split_lanes", "join_lanes"),
 )
-PARTS = ("embed", "attention", "ffn", "mix", "output", "heads", "other")
+WIRED = {"history", "mix", "edges", "lanes", "residual"}  # names in paths of a wiring
+PARTS = ("embed", "attention", "ffn", "wiring", "output", "heads", "other")
 
 
 @dataclass(kw_only=True)
@@ -43,8 +44,8 @@ class Cost:
 def part_of(path: str) -> str:
     """The part that a node or parameter counts towards."""
     names = path.split(".")
-    if "mix" in names or names[0] == "history":
-        return "mix"
+    if WIRED & set(names):
+        return "wiring"
     if "blocks" in names[:2]:
         rest = names[names.index("blocks") + 2 :]
         return rest[0] if rest and rest[0] in PARTS else "other"

@@ -75,7 +75,7 @@ def head_costs(spec: Spec, head: str) -> dict[str, Any]:
     return {
         "parameters": whole.parameters,
         "active_parameters": whole.active,
-        "wiring_share": round(parts.get("mix", Cost()).parameters / whole.parameters, 6),
+        "wiring_share": round(parts.get("wiring", Cost()).parameters / whole.parameters, 6),
         f"flops_per_{unit}": whole.flops if has_image else whole.flops / tokens,
         "sizes": sizes,
     }

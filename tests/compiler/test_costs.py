@@ -108,9 +108,9 @@ def test_costs_grow_with_the_sizes_they_should() -> None:
 def test_every_node_counts_towards_one_part() -> None:
     graph = mw.build("mudd-pythia-test")
     parts = {r.path: part_of(r.path) for r in graph if r.op not in (INPUT, OUTPUT)}
-    assert parts["blocks.2.mix.sum"] == "mix"
-    assert parts["output.mix.sum"] == "mix"
-    assert parts["history.3"] == "mix"
+    assert parts["blocks.2.mix.sum"] == "wiring"
+    assert parts["output.mix.sum"] == "wiring"
+    assert parts["history.3"] == "wiring"
     assert parts["blocks.1.attention.core"] == "attention"
     assert parts["blocks.1.ffn.norm"] == "ffn"
     assert parts["blocks.1.hidden"] == "other"

@@ -12,7 +12,7 @@ from written import ALL, DOCS, EXAMPLES, LANGUAGE, ROOT, Block, classes, current
 import multiway as mw
 from multiway.compiler.build import program_names
 from multiway.compiler.op import registry
-from multiway.specs import config
+from multiway.specs import config, merge
 from multiway.specs.spec import Spec
 
 SPECS = [block for block in ALL if block.language == "yaml" and not block.marker]
@@ -151,3 +151,10 @@ def test_links_resolve(path: Path) -> None:
 def test_lines_are_short(path: Path) -> None:
     long = [i for i, line in enumerate(path.read_text().split("\n"), 1) if len(line) > 110]
     assert not long, f"lines over 110 columns: {long}"
+
+
+def test_every_wiring_has_a_section() -> None:
+    text = (ROOT / "docs" / "wirings.md").read_text()
+    printed = re.findall(r"<!-- printed: wiring (\w+) -->", text)
+    assert sorted(printed) == merge.wiring_names()
+    assert len(re.findall(r"^## ", text, re.MULTILINE)) == len(printed) + 2  # edges, compositions

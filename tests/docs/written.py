@@ -7,6 +7,7 @@ A block behind a comment is written (`keys: CLASS`, `printed: WHAT`) or quoted (
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import textwrap
@@ -20,6 +21,7 @@ import multiway as mw
 from multiway.catalogue import limits
 from multiway.compiler import parameters
 from multiway.compiler.build import program_names
+from multiway.compiler.costs import costs, moved_bytes, total
 from multiway.compiler.graph import INPUT, LayerGraph, block_of
 from multiway.compiler.heads import contrastive, kinds
 from multiway.compiler.pipeline import PIPELINE, Options, run
@@ -204,6 +206,7 @@ def printed(what: str, file: Path) -> str:
         "expressions": print_expressions,
         "traps": print_traps,
         "limits": print_limits,
+        "wiring": print_wiring,
     }
     return folded_lines(makers[name](file, *words))
 
@@ -307,6 +310,41 @@ def results_table(found: Sequence[Mapping[str, Any]]) -> str:
         + "".join(cell.rjust(w + 2) for cell, w in zip(row[1:], widths[1:], strict=True))
         for row in rows
     )
+
+
+WIRED = ROOT / "benchmarks" / "specs" / "prenorm-24x256.yaml"
+WIRED_DIMS = {"depth": 12, "width": 768, "num_heads": 12}
+WIRED_SIZES = {"B": 1, "T": 512}
+
+
+def print_wiring(file: Path, name: str) -> str:
+    """The keys of a named wiring as they stand in its file, and what it adds to plain residual."""
+    text = (merge.WIRINGS / f"{name}.yaml").read_text()
+    keys = [each for each in text.splitlines() if not re.match(r"#|doc:|cite:", each)]
+    own, plain = wiring_costs(name), wiring_costs("residual")
+    more = {key: own[key] / plain[key] - 1 for key in plain}
+    costs = (
+        f"# parameters {own['parameters'] - plain['parameters']:+,} "
+        f"({more['parameters']:+.2%}), FLOPs {more['flops']:+.2%}, "
+        f"nodes {own['nodes'] - plain['nodes']:+d}, fused {own['fused'] - plain['fused']:+d}, "
+        f"bytes {more['bytes']:+.1%}"
+    )
+    return "\n".join([*(keys or ["# nothing"]), *([] if name == "residual" else [costs])])
+
+
+@functools.cache
+def wiring_costs(name: str) -> dict[str, float]:
+    spec = mw.load(WIRED, set={**WIRED_DIMS, "wiring.use": name}).for_head("lm")
+    built = mw.build(spec)
+    fused = run(built, Options())[-1].graph
+    whole = total(costs(built, WIRED_SIZES))
+    return {
+        "parameters": whole.parameters,
+        "flops": whole.flops,
+        "nodes": len(built),
+        "fused": len(fused),
+        "bytes": moved_bytes(fused, WIRED_SIZES),
+    }
 
 
 def print_programs(file: Path, example: str, head: str) -> str:
