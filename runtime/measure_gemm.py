@@ -1,8 +1,8 @@
 """The least that a step takes: its matrix products and attention calls, and nothing else.
 
 A dispatch mode records what reaches ATen, so that it does not matter who calls: modules, lowered
-graphs, autograd, or custom operators, which are opened up. What a kernel in C computes by itself
-never passes the dispatcher and is not seen.
+graphs, autograd, or custom operators, which are opened up. Attention in C is an operator and counts; what other kernels in C
+compute by themselves never passes the dispatcher and is not seen.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ _PRODUCTS = re.compile(
     r"(_|_backward|_activation|_pointwise)?"
 )
 _ATTENTION = ("_scaled_dot_product_", "_flash_attention_", "_efficient_attention_")
+_OURS = ("causal_attention", "causal_attention_backward")  # of runtime/kernels/causal
 CACHE_BYTES = 128 * 2**20  # what has not been touched for so long is in no cache
 NEAR_BYTES = 32 * 2**20  # what has been touched since is likely to be in one
 
@@ -185,10 +186,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _is_product(func: Any) -> bool:
+    name = func._schema.name.split("::")[1]
+    if func.namespace == "multiway":
+        return name in _OURS
     if func.namespace not in ("aten", "mkl", "mkldnn"):
         return False
     # F.scaled_dot_product_attention itself is composite: what it chooses is recorded.
-    name = func._schema.name.split("::")[1]
     return _PRODUCTS.fullmatch(name) is not None or name.startswith(_ATTENTION)
 
 
@@ -223,7 +226,7 @@ def _flops(func: Any, args: Any, kwargs: Mapping[str, Any], result: Any) -> floa
         return float(formula(*args, **kwargs, out_val=result))
     name = func._schema.name.split("::")[1]
     tensors = [each for each in args if isinstance(each, torch.Tensor)]
-    if name.startswith(_ATTENTION):
+    if name.startswith((*_ATTENTION, *_OURS)):
         back = "backward" in name
         query, key, value = tensors[1:4] if back else tensors[:3]
         pair = query.shape[-1] + value.shape[-1]

@@ -1,5 +1,8 @@
 """Attention through torch's scaled_dot_product_attention: no score matrix on the CPU.
 
+Causal attention on the CPU goes to `causal`, in C, where that is there: torch's flash path works
+on blocks of 512 keys, so that up to 512 it computes all that nobody sees.
+
 What torch 2.13 takes by its flash path on the CPU (measured with `torch._fused_sdp_choice`):
 float64, float32, bfloat16 and float16, with and without gradients, any layout of query, key and
 value whose last axis is contiguous, fewer key than query heads (`enable_gqa`, both directions),
@@ -14,6 +17,7 @@ import functools
 import torch
 from torch import Tensor
 
+from multiway.runtime.kernels import causal as in_c
 from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 
@@ -29,6 +33,8 @@ def attention(
     A row that may see nothing gives 0 on the CPU, and its gradients are 0; the op's decomposition
     gives NaN there. Half precision: scores and softmax in float32, as in the decomposition.
     """
+    if causal and in_c.takes(query, key, value, mask):
+        return in_c.attend(query, key, value, mask)
     query, key, value = (_rows(each) for each in (query, key, value))
     grouped = key.shape[1] != query.shape[1]
     if grouped and _repeats(query, mask):
@@ -100,7 +106,7 @@ KERNELS = [
         op="attention",
         run=attention,
         refuses=_refuses,
-        doc="torch's scaled_dot_product_attention, which holds no score matrix",
+        doc="torch's scaled_dot_product_attention, or causal in C; neither holds a score matrix",
         portable=True,
     )
 ]
