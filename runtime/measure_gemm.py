@@ -1,8 +1,8 @@
 """The least that a step takes: its matrix products and attention calls, and nothing else.
 
 A dispatch mode records what reaches ATen, so that it does not matter who calls: modules, lowered
-graphs, autograd, or custom operators, which are opened up. Attention in C is an operator and counts; what other kernels in C
-compute by themselves never passes the dispatcher and is not seen.
+graphs, autograd, or custom operators, which are opened up. Attention in C is an operator and
+counts; what other kernels in C compute by themselves never passes the dispatcher and is not seen.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ def backward(
     out: Tensor,
     lse: Tensor,
     causal: bool,
-    wanted: tuple[bool, bool, bool] = (True, True, True),
+    wanted: Sequence[bool] = (True, True, True),
 ) -> list[Tensor]:
     """Gradients of query, key and value from that of the result; only those that are wanted."""
     query, key, value, grad, out = (_rows(each) for each in (query, key, value, grad, out))

@@ -6,6 +6,7 @@ but those of `_Attention`, which costs a call less than a derivative registered 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -105,7 +106,7 @@ class _Attention(torch.autograd.Function):
         return *(next(made) if want else None for want in wanted), None
 
 
-_library = torch.library.Library("multiway", "FRAGMENT")
+_library: Any = torch.library.Library("multiway", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "causal_attention(Tensor query, Tensor key, Tensor value, Tensor? mask) -> (Tensor, Tensor)"
 )
@@ -119,9 +120,18 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> 
     return compiled.forward(query, key, value, mask, causal=True)
 
 
-def _backward(grad: Tensor, *tensors: Any) -> list[Tensor]:
-    *inputs, wanted = tensors
-    return compiled.backward(grad, *inputs, causal=True, wanted=tuple(wanted))
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    tensors = (grad, query, key, value, mask, out, lse)
+    return compiled.backward(*tensors, causal=True, wanted=wanted)
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Any:
