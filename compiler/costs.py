@@ -130,7 +130,7 @@ def products(graph: LayerGraph) -> int:
     """How many matrix products a program makes, attention's own not counted."""
     found = 0
     for record in graph:
-        if record.op in ("linear", "packed_linear", "linear_cross_entropy"):
+        if record.op in ("linear", "packed_linear", "linear_cross_entropy", "linear_activation"):
             found += 1
         elif record.op == "token_weights":
             found += 2

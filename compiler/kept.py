@@ -10,6 +10,7 @@ from multiway.compiler.costs import node_flops, node_moved_bytes, type_bytes
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
 from multiway.compiler.op import registry
 
+INNER = -1  # the port of a value that is inside of a node
 VIEWS = {"split_heads": "x", "merge_heads": "x", "split": "x"}
 # What a core computes while it moves a byte, in order of magnitude: ops without products cost what
 # they read and write.
@@ -120,6 +121,12 @@ class Keeping:
         if "output" in saves:
             self._meet(Value(record.path))
             saved.add(Value(record.path))
+        if "inner" in saves:  # a value of the kernel's own, as large as the output
+            inner = Value(record.path, INNER)
+            self.bytes[inner] = type_bytes(record.outputs[0], self.sizes)
+            saved.add(inner)
+            if not block_of(record.path):
+                self.crossing.add(inner)
         moved = FLOPS_PER_BYTE * node_moved_bytes(self.graph, record, self.sizes)
         return Node(
             path=record.path,

@@ -64,7 +64,7 @@ class Op:
     derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None
     flops: Callable[[Letters], float] = _no_flops
     tokenwise: tuple[str, ...] = ()  # inputs that run along the tokens, each token for itself
-    saves: tuple[str, ...] = ()  # inputs (and "output") that backward needs
+    saves: tuple[str, ...] = ()  # inputs ("output", "inner": one of its size) that backward needs
     once: bool = False  # reads parameters only, and inference programs keep what it gives
     composed: bool = False  # the reference calls other ops only: a fused op
     samples: Sequence[Sample] = ()

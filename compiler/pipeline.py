@@ -181,7 +181,7 @@ PIPELINE: tuple[Pass, ...] = (
         numerics="rounding",
         run=fusing("fuse_loss"),
     ),
-    # Last, when it is known what is computed: what backward keeps and what it computes again.
+    # When it is known what is computed: what backward keeps and what it computes again.
     Pass(
         name="plan_memory",
         does="chooses what backward makes again, so that the kept bytes fit --memory-budget",
@@ -190,6 +190,13 @@ PIPELINE: tuple[Pass, ...] = (
             graph, tally, options.memory_budget, options.sizes
         ),
         only="train",
+    ),
+    # Behind the plan, which takes linears for its own fusion. It keeps as many bytes or fewer.
+    Pass(
+        name="fuse_activations",
+        does="gelu of a linear and the norm behind it in one pass over the product",
+        numerics="rounding",
+        run=fusing("fuse_activations"),
     ),
 )
 

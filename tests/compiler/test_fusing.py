@@ -234,6 +234,7 @@ FIRES = {
     "fuse_residual": ("pythia-test", "forward", {}),
     "fuse_loss": ("pythia-test", "loss", {}),
     "plan_memory": ("pythia-test", "loss", {"memory_budget": 0, "sizes": {"B": 2, "T": 8}}),
+    "fuse_activations": ("pythia-test", "forward", {}),
 }
 
 

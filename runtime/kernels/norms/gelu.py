@@ -1,0 +1,89 @@
+"""gelu of rows in C (gelu.c), with or without the norm that follows it: float32 on the CPU."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from multiway.runtime.kernels import native
+from multiway.runtime.kernels.native.calls import threads
+
+NORMS = ("", "layer_norm", "rms_norm")  # numbered as in gelu.c
+WIDEST = 8192
+
+
+class _Call(ctypes.Structure):
+    """`struct call` of gelu.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "width", "norm", "threads")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("x", "gain", "shift", "grad", "out", "totals")),
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The attributes of a call. norm: layer_norm, rms_norm, or empty for gelu alone."""
+
+    norm: str
+    eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grads:
+    """Gradients of x and of its sum over rows, and those of gain and shift (0 without a norm)."""
+
+    x: Tensor
+    summed: Tensor
+    gain: Tensor
+    shift: Tensor
+
+
+def forward(
+    plan: Plan, x: Tensor, gain: Tensor | None, shift: Tensor | None, out: Tensor
+) -> Tensor:
+    """norm(gelu(x)) * gain + shift. x, out: [*, F], contiguous, may be one; gain, shift: [F]."""
+    call = _call(plan, x)
+    vectors = [None if each is None else each.contiguous() for each in (gain, shift)]
+    call.gain, call.shift = (None if each is None else each.data_ptr() for each in vectors)
+    call.out = out.data_ptr()
+    _run("gelu_forward", call)
+    return out
+
+
+def backward(plan: Plan, x: Tensor, gain: Tensor | None, grad: Tensor) -> Grads:
+    """Gradients from that of the result. x: [*, F], contiguous."""
+    call = _call(plan, x)
+    grad = grad.contiguous()
+    scale = None if gain is None else gain.contiguous()
+    dx = torch.empty_like(x)
+    totals = torch.zeros(call.threads, 3, call.width, dtype=torch.float64)
+    call.grad, call.gain = grad.data_ptr(), None if scale is None else scale.data_ptr()
+    call.out, call.totals = dx.data_ptr(), totals.data_ptr()
+    _run("gelu_backward", call)
+    summed, of_gain, of_shift = totals.sum(0).to(x.dtype)
+    return Grads(x=dx, summed=summed, gain=of_gain, shift=of_shift)
+
+
+def _call(plan: Plan, x: Tensor) -> _Call:
+    width = x.shape[-1]
+    assert x.is_contiguous() and x.dtype == torch.float32 and 0 < width <= WIDEST
+    rows = x.numel() // width
+    return _Call(
+        rows=rows,
+        width=width,
+        norm=NORMS.index(plan.norm),
+        threads=threads(x.numel(), rows),
+        eps=plan.eps,
+        x=x.data_ptr(),
+    )
+
+
+def _run(name: str, call: _Call) -> None:
+    loaded = native.library("gelu")
+    assert loaded is not None
+    getattr(loaded, name)(ctypes.byref(call))
