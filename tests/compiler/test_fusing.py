@@ -290,8 +290,8 @@ def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each:
     for name in ("mudd-pythia-test", "pythia-test", "pythia-test+mhc", "pythia-test+attnres"):
         spec = member(name)
         built = mw.build(spec, program=program)
-        last = each.by == "plan_memory"
-        graph = run_pipeline(built, Options(without=[] if last else [each.by]))[-1].graph
+        behind = NAMES[NAMES.index(each.by) :]
+        graph = run_pipeline(built, Options(without=behind))[-1].graph
         matches = [m for r in graph if r.op in each.roots and (m := each.match(graph, r))]
         tally = Tally()
         fuse(graph, each, tally)
@@ -507,6 +507,29 @@ def test_folded_weights_follow_their_parameters() -> None:
     torch.testing.assert_close(model(tokens=tokens), reference(tokens=tokens))
     assert model.state_dict().keys() == reference.state_dict().keys()
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_activations_take_their_norms_and_folded_weights() -> None:
+    routed = stages("beit3-test", head="vqa")["fuse_activations"].graph
+    found = routed.record("blocks.0.ffn.sub_norm.vision")
+    assert found.op == "linear_activation" and found.attrs["norm"] == "layer_norm"
+    assert set(found.params) == {"weight", "bias", "gain", "shift"}
+    folded = stages("pythia-test", mode="inference")["fuse_activations"].graph
+    sources = folded.sources("blocks.0.ffn.activation")
+    assert {name: folded.record(value.path).op for name, value in sources.items()} == {
+        "x": "layer_norm",
+        "weight": "fold_gain",
+        "bias": "fold_shift",
+    }
+
+
+def test_a_plan_counts_what_a_fused_activation_keeps() -> None:
+    found = stages("pythia-test", "loss")
+    sizes = {"B": 2, "T": 8}
+    before, after = (
+        kept_bytes(found[name].graph, sizes) for name in ("plan_memory", "fuse_activations")
+    )
+    assert before == after
 
 
 def test_matches_do_not_overlap() -> None:
