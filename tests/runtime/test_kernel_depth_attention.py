@@ -22,6 +22,7 @@ from multiway.runtime.kernels.mix import History, append, fused_mix, mix
 from multiway.runtime.kernels.native import calls
 from multiway.runtime.kernels.routed import routed_mix
 from multiway.runtime.kernels.routed.op import routed_mix_op
+from multiway.runtime.kernels.routed.plan import Debt
 
 double = torch.float64
 needs_c = pytest.mark.skipif(
@@ -350,6 +351,31 @@ def test_a_deep_history_has_the_gradients_of_a_list(path: str, model: Any) -> No
     same(grads_of(network(hiddens, parameters, tracked=True), wanted), expected)
 
 
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_long_history_draws_several_sources_at_once(path: str, groups: int) -> None:
+    torch.manual_seed(0)
+    queries, start = leaves(17, 6), leaves(1, 1, 5, 6)[0]
+
+    def run(router: Any, tracked: bool) -> Tensor:
+        history: Any = None if tracked else []
+        x = start
+        for i, query in enumerate(queries):
+            history = append(history, x, capacity=17) if tracked else [*history, x]
+            plan = {**PLAN, "groups": groups}
+            if i % 5 == 4:  # something else comes between
+                x = (
+                    x
+                    + 0.3 * (mix if tracked else plain_mix)(history, query[:1].expand(1, i + 1))[0]
+                )
+            a, b = router(history, query, **plan)
+            x = torch.tanh(a) + 0.5 * b
+        return x.square().sum()
+
+    wanted = [*queries, start]
+    expected = grads_of(run(reference, False), wanted)
+    same(grads_of(run(routed_mix, True), wanted), expected)
+
+
 def test_gradients_of_a_subset_leave_nothing_behind(path: str, model: Any) -> None:
     hiddens, parameters = model
     wanted = [*hiddens, *parameters]
@@ -560,6 +586,7 @@ def test_hiddens_are_freed_with_the_history(path: str, wanted: str) -> None:
         torch.autograd.grad(y.sum(), [x, query] if wanted == "all" else [query])
         del middle, history, y
         assert seen() is None
+        assert not any(isinstance(each, Debt) for each in gc.get_objects())
     finally:
         gc.enable()
 

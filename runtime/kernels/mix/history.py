@@ -30,18 +30,19 @@ _backward_id = getattr(torch._C, "_current_graph_task_id", None)
 class Share(Protocol):
     """What a reader owes a source, to be paid when all that is owed to it is known."""
 
-    def settle(self, shares: Sequence[Any], into: Tensor | None) -> Tensor:
-        """The sum of shares of this kind, added to `into` if that is given."""
+    def settle(self, shares: Sequence[Any], slot: Slot, into: Tensor | None) -> Tensor:
+        """The sum of the shares of a slot, added to `into` if that is given."""
 
 
 class Slot:
     """The sum of what mixes sent back to a source in the backward that is running, and what other
-    readers owe it.
+    readers owe it. before: the slot of the source before, if that has one.
     """
 
-    __slots__ = ("_grad", "_shares", "_task")
+    __slots__ = ("_grad", "_shares", "_task", "before")
 
-    def __init__(self) -> None:
+    def __init__(self, before: Slot | None) -> None:
+        self.before = before
         self._grad: Tensor | None = None
         self._shares: list[Share] = []
         self._task = -1
@@ -62,12 +63,22 @@ class Slot:
         self._renew()
         self._shares.append(share)
 
+    def owed(self) -> list[Share]:
+        """What is owed now."""
+        self._renew()
+        return self._shares
+
+    def pay(self, grad: Tensor) -> None:
+        """Puts the sum of everything so far in the place of it and of all that is owed."""
+        self._renew()
+        self._grad, self._shares = grad, []
+
     def take(self) -> Tensor | None:
         """The sum of everything, which the slot then forgets."""
         self._renew()
         grad, shares = self._grad, self._shares
         self._grad, self._shares = None, []
-        return shares[0].settle(shares, grad) if shares else grad
+        return shares[0].settle(shares, self, grad) if shares else grad
 
     def _renew(self) -> None:
         assert _backward_id is not None
@@ -85,14 +96,14 @@ class Source:
 
     __slots__ = ("node", "scales", "slot", "version", "x")
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, before: Source | None) -> None:
         self.x = x
         self.version = _version(x)
         self.scales: dict[float, Tensor] = {}
         self.slot: Slot | None = None
         self.node = x
         if _backward_id is not None and torch.is_grad_enabled() and x.requires_grad:
-            self.slot = Slot()
+            self.slot = Slot(before.slot if before is not None else None)
             run: Callable[..., Tensor] = Append.apply
             self.node = run(x, self.slot)
 
@@ -213,8 +224,10 @@ def append(history: Sequence[Tensor] | None, x: Tensor, *, capacity: int = 0) ->
     is taken at once and x copied there; 0 for no such copy.
     """
     known = history if isinstance(history, History) and history.intact() else None
-    before = [Source(each) for each in history or ()] if known is None else known.sources
-    found = History([*before, Source(x)])
+    sources = [] if known is None else list(known.sources)
+    for each in [*(history or () if known is None else ()), x]:
+        sources.append(Source(each, sources[-1] if sources else None))
+    found = History(sources)
     if capacity > 0 and not compiled.available(x.dtype):
         found.buffer = _room(known.buffer if known is not None else None, found, capacity)
     return found

@@ -14,6 +14,7 @@ from multiway.runtime.kernels.routed.plan import Debt, Grads, Inputs, Maybes, Pl
 
 NORMS = ("", "layer_norm", "rms_norm")  # numbered as in routed.c
 WRITE, ADD = range(2)
+BATCH = 4  # as in routed.c
 
 _Words = ctypes.POINTER(ctypes.c_int64)
 _Pointers = ctypes.POINTER(ctypes.c_void_p)
@@ -49,11 +50,12 @@ class _Pull(ctypes.Structure):
     """`struct pull` of routed.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("tokens", "width", "readers", "groups")),
-        *((name, ctypes.c_int64) for name in ("threads", "mode", "x_stride")),
-        ("x", ctypes.c_void_p),
-        *((name, _Pointers) for name in ("grads", "parts", "queries")),
-        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("tokens", "width", "sources", "readers")),
+        *((name, ctypes.c_int64) for name in ("groups", "threads")),
+        ("x", _Pointers),
+        ("x_strides", _Words),
+        ("modes", _Words),
+        *((name, _Pointers) for name in ("grads", "queries", "parts", "outs")),
     ]
 
 
@@ -115,34 +117,38 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, state: State) -> Grads:
     )
 
 
-def pull(source: int, debts: Sequence[Debt], into: Tensor | None) -> Tensor:
-    """The gradient of a source from all that is owed to it, for one number of groups. It is added
-    to `into` [..., D] if that is given."""
-    x, groups = debts[0].history[source], debts[0].groups
-    assert into is None or (into.is_contiguous() and into.shape == x.shape)
-    out = torch.empty(x.shape, dtype=x.dtype) if into is None else into
-    row, stride = rows_of(x)
-    tokens, width = x.shape[:-1].numel(), x.shape[-1]
+def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes) -> list[Tensor]:
+    """The gradients of at most BATCH sources from all that is owed to them, for one number of
+    groups. They are added to `into`, [..., D] each, where given."""
+    xs = [debts[0].history[source] for source in sources]
+    tokens, width = debts[0].grad.shape
+    assert len(sources) <= BATCH and all(x.shape == xs[0].shape for x in xs)
+    assert all(each is None or each.is_contiguous() for each in into)
+    outs = [
+        x.new_empty(x.shape) if each is None else each for x, each in zip(xs, into, strict=True)
+    ]
+    rows = [rows_of(x) for x in xs]
     queries = [debt.query.contiguous() for debt in debts]
     call = _Pull(
         tokens=tokens,
         width=width,
+        sources=len(sources),
         readers=len(debts),
-        groups=groups,
+        groups=debts[0].groups,
         threads=threads(tokens * width * len(debts), tokens),
-        mode=WRITE if into is None else ADD,
-        x_stride=stride,
-        x=row.data_ptr(),
+        x=pointers(row for row, _ in rows),
+        x_strides=words(stride for _, stride in rows),
+        modes=words(WRITE if each is None else ADD for each in into),
         grads=pointers(debt.grad for debt in debts),
-        parts=pointers(debt.parts[source] for debt in debts),
         queries=pointers(queries),
-        out=out.data_ptr(),
+        parts=pointers(debt.parts[source] for debt in debts for source in sources),
+        outs=pointers(outs),
     )
     if tokens:
         loaded = native.library("routed")
         assert loaded is not None
-        getattr(loaded, f"routed_pull_{SUFFIX[x.dtype]}")(ctypes.byref(call))
-    return out
+        getattr(loaded, f"routed_pull_{SUFFIX[xs[0].dtype]}")(ctypes.byref(call))
+    return outs
 
 
 def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[Tensor | None]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from multiway.runtime.kernels.mix.history import History, Slot
 from multiway.runtime.kernels.routed import compiled, op
+from multiway.runtime.kernels.routed.compiled import BATCH
 from multiway.runtime.kernels.routed.plan import Debt, Inputs, Plan, State, wide_type
 
 
@@ -77,9 +78,9 @@ class Routed(torch.autograd.Function):
         inputs, stacked = _inputs(query, tensors, others, counts, fresh)
         outputs, state = op.forward(inputs, plan, keep=True, stacked=stacked)
         assert state is not None
-        ctx.plan, ctx.slots, ctx.counts = plan, slots, counts
+        ctx.plan, ctx.slots, ctx.counts, ctx.others = plan, slots, counts, others
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(query, *tensors, *others, state.average, state.scores, state.lse)
+        ctx.save_for_backward(state.average, state.scores, state.lse, query, *tensors)
         return tuple(outputs)
 
     @staticmethod
@@ -89,43 +90,59 @@ class Routed(torch.autograd.Function):
                 "routed_mix has no second derivative: its backward cannot run with "
                 "create_graph=True; compile the model without kernels for that"
             )
-        saved = list(ctx.saved_tensors)  # once: a checkpoint hands them out once
+        average, scores, lse, *saved = ctx.saved_tensors  # once: so a checkpoint hands them out
         nothing = [None] * 5
         if all(grad is None for grad in grads):
-            return *nothing, *[None] * (1 + sum(ctx.counts))
-        query, *rest = saved[:-3]
-        state = State(average=saved[-3], scores=saved[-2], lse=saved[-1])
-        tensors, others = rest[: sum(ctx.counts)], rest[sum(ctx.counts) :]
-        sources = ctx.counts[0]
+            return *nothing, *[None] * len(saved)
+        state, sources = State(average=average, scores=scores, lse=lse), ctx.counts[0]
         # Without their place in autograd's graph, which leads to the slots that debts wait in.
-        tensors = [x.detach() for x in tensors]
-        inputs, stacked = _inputs(query.detach(), tensors, others, ctx.counts, [False] * sources)
+        query, *tensors = (x.detach() for x in saved)
+        inputs, stacked = _inputs(query, tensors, ctx.others, ctx.counts, [False] * sources)
         found = op.backward(grads, inputs, ctx.plan, state, stacked)
         needs = ctx.needs_input_grad[6 : 6 + sources]
-        back: list[Tensor | None] = []
+        free = []  # sources that are no entries with gradients of their own
         for i, (slot, need) in enumerate(zip(ctx.slots, needs, strict=True)):
             if slot is not None and need:
                 slot.owe(_Share(found.debt, i))
-            back.append(op.pull(i, [found.debt], None) if slot is None and need else None)
+            elif need:
+                free.append(i)
+        made = dict(zip(free, op.pull(free, [found.debt]), strict=True))
+        back = [made.get(i) for i in range(sources)]
         return *nothing, found.query, *back, *found.gains, *found.biases
 
 
 class _Share:
-    """What one router owes one source."""
+    """What one router owes one source, which has this place in all histories that hold it."""
 
-    def __init__(self, debt: Debt, source: int) -> None:
-        self.debt, self.source = debt, source
+    __slots__ = ("debt", "place")
 
-    @staticmethod
-    def settle(shares: Sequence[_Share], into: Tensor | None) -> Tensor:
-        """The gradient of a source from all shares of it, added to `into` if that is given."""
-        # A source has one place in all histories that go on from it.
-        places = dict.fromkeys(share.source for share in shares)
-        for place in places:
-            debts = [share.debt for share in shares if share.source == place]
-            into = op.pull(place, debts, into)
-        assert into is not None
-        return into
+    def __init__(self, debt: Debt, place: int) -> None:
+        self.debt, self.place = debt, place
+
+    def settle(self, shares: Sequence[_Share], slot: Slot, into: Tensor | None) -> Tensor:
+        """The gradient of a source from all shares of it, added to `into` if that is given.
+
+        Sources before it get what the same routers owe them in the same reading of the routers'
+        gradients. Only routers between them owe them anything after that.
+        """
+        slots: list[Slot] = []
+        before = slot.before if len(shares) >= BATCH else None
+        while before is not None and len(slots) < BATCH - 1 and _alike(before.owed(), shares):
+            slots.append(before)
+            before = before.before
+        sums = [into, *(each.get() for each in slots)]
+        places = range(self.place, self.place - len(sums), -1)
+        first, *others = op.pull(places, [share.debt for share in shares], sums)
+        for each, grad in zip(slots, others, strict=True):
+            each.pay(grad)
+        return first
+
+
+def _alike(one: Sequence[Any], other: Sequence[_Share]) -> bool:
+    """Whether the same routers owe both."""
+    return len(one) == len(other) and all(
+        isinstance(a, _Share) and a.debt is b.debt for a, b in zip(one, other, strict=True)
+    )
 
 
 def _inputs(

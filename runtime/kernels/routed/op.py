@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels.routed import compiled, plain
+from multiway.runtime.kernels.routed.compiled import BATCH
 from multiway.runtime.kernels.routed.plan import (
     Debt,
     Grads,
@@ -42,13 +43,17 @@ def backward(
     return plain.backward(grads, inputs, plan, state, stacked)
 
 
-def pull(source: int, debts: Sequence[Debt], into: Tensor | None) -> Tensor:
-    """The gradient of a source from all that is owed to it, added to `into` if that is given."""
-    way = compiled if compiled.available(debts[0].history[source].dtype) else plain
+def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes | None = None) -> list[Tensor]:
+    """The gradients of sources, by their places, from all that is owed to them: each [..., D] is
+    added to that of `into` if there is one."""
+    way = compiled if compiled.available(debts[0].history[0].dtype) else plain
+    sums: list[Tensor | None] = [None] * len(sources) if into is None else list(into)
     for groups in dict.fromkeys(debt.groups for debt in debts):
-        into = way.pull(source, [debt for debt in debts if debt.groups == groups], into)
-    assert into is not None
-    return into
+        chosen = [debt for debt in debts if debt.groups == groups]
+        for start in range(0, len(sources), BATCH):
+            part = slice(start, start + BATCH)
+            sums[part] = way.pull(sources[part], chosen, sums[part])
+    return [each for each in sums if each is not None]
 
 
 def unscaled(history: Tensors, query: Tensor, gains: Tensors, biases: Tensors) -> Inputs:
@@ -94,7 +99,7 @@ def _routed_mix_backward(
     _, state = forward(inputs, plan, keep=True)
     assert state is not None
     found = backward(grads, inputs, plan, state)
-    sources = [pull(i, [found.debt], None) for i, want in enumerate(wanted) if want]
+    sources = pull([i for i, want in enumerate(wanted) if want], [found.debt])
     # Those of query, gains and biases are slices of one sum, but outputs must not share memory.
     query, *vectors = (x.clone() for x in (found.query, *found.gains, *found.biases))
     return [query, *sources, *vectors]

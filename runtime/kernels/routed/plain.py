@@ -66,9 +66,13 @@ def backward(
         return Grads(query=query, gains=dgains, biases=dbiases, debt=debt)
 
 
-def pull(source: int, debts: Sequence[Debt], into: Tensor | None) -> Tensor:
-    """The gradient of a source from all that is owed to it, for one number of groups. It is added
-    to `into` [..., D] if that is given."""
+def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes) -> list[Tensor]:
+    """The gradients of sources from all that is owed to them, for one number of groups. They are
+    added to `into`, [..., D] each, where given."""
+    return [_pull(source, debts, each) for source, each in zip(sources, into, strict=True)]
+
+
+def _pull(source: int, debts: Sequence[Debt], into: Tensor | None) -> Tensor:
     x, groups = debts[0].history[source], debts[0].groups
     tokens, width = debts[0].grad.shape
     with torch.autocast("cpu", enabled=False):

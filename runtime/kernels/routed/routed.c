@@ -3,7 +3,7 @@
  * Every source is read once: a few rows of a few tokens at a time are scored, and added to the
  * averages while they are in the first cache, with the softmax carried along (its largest score so
  * far and its sum). Backward reads every source once more, for the gradient of the query;
- * gradients of sources are drawn later, one source at a time, from all routers that read it
+ * gradients of sources are drawn later, a few sources at a time, from all routers that read them
  * (routed_pull): each of them hands over one row a token instead of one for each of its sources.
  * The token range is cut into `threads` parts of fixed size, so results depend on the number of
  * threads but not on their order.
@@ -17,6 +17,7 @@ enum { NO_NORM, LAYER_NORM, RMS_NORM };
 enum { WRITE, ADD };       /* what to do with the gradient of a source */
 enum { BATCH = 4 };        /* sources at a time */
 enum { BLOCK = 8 };        /* most tokens at a time */
+enum { FLUSH = 16 };       /* blocks summed in the working type before they go to the double sums */
 enum { ROOM = 4096 };      /* bytes for the rows of one source: with BATCH of them half a cache */
 
 /* compiled.py declares the same; strides count elements. */
@@ -41,15 +42,17 @@ struct call {
     double *totals; /* [threads, 1 + 2 * norms, width]: of the query, gains, biases; zero before */
 };
 
-/* The gradient of one source: the sum over readers r and groups g of
+/* The gradients of up to BATCH sources: each the sum over readers r and groups g of
  * part[g] * grads[r] + part[groups + g] * queries[r], less part[2 * groups] * x. */
 struct pull {
-    int64_t tokens, width, readers, groups, threads, mode, x_stride;
-    const void *x;              /* the source */
-    const void *const *grads;   /* [readers] of [tokens, width] */
-    const void *const *parts;   /* [readers] of [tokens, 2 * groups + 1] */
-    const void *const *queries; /* [readers] of [width] */
-    void *out;                  /* [tokens, width] */
+    int64_t tokens, width, sources, readers, groups, threads;
+    const void *const *x;         /* [sources] rows */
+    const int64_t *x_strides;
+    const int64_t *modes;         /* [sources] WRITE or ADD */
+    const void *const *grads;     /* [readers] of [tokens, width] */
+    const void *const *queries;   /* [readers] of [width] */
+    const void *const *parts;     /* [readers, sources] of [tokens, 2 * groups + 1] */
+    void *const *outs;            /* [sources] of [tokens, width] */
 };
 
 #if defined(__AVX512F__)

@@ -406,74 +406,87 @@ int NAME(routed_backward)(const struct call *c)
         }
         double *totals = c->totals + part * (1 + 2 * c->norms) * c->width;
         const int64_t end = (part + 1) * c->tokens / c->threads;
-        for (int64_t t = part * c->tokens / c->threads; t < end; t += w.block) {
+        for (int64_t t = part * c->tokens / c->threads, since = 0; t < end; t += w.block) {
             NAME(backward_block)(&w, c, t, end - t < w.block ? end - t : w.block);
-            NAME(flush)(&w, c, totals);
+            if (++since == FLUSH || t + w.block >= end) {
+                NAME(flush)(&w, c, totals);
+                since = 0;
+            }
         }
         free(w.memory);
     }
     return failed;
 }
 
-/* n readers from r on: adds what they send to token t of the source. */
-INLINE void NAME(draw)(const int n, const struct pull *c, int64_t r, int64_t t, REAL *out)
+/* n readers from r on and all m sources: adds what they send to token t. */
+INLINE void NAME(draw)(const int n, const int m, const struct pull *c, int64_t r, int64_t t)
 {
     const int64_t groups = c->groups, each = c->width / groups, wide = 2 * groups + 1;
-    const REAL *part[2], *grad[2], *query[2];
-    for (int j = 0; j < n; j++) {
-        part[j] = (const REAL *)c->parts[r + j] + t * wide;
-        grad[j] = (const REAL *)c->grads[r + j] + t * c->width;
-        query[j] = c->queries[r + j];
+    const REAL *part[2][BATCH], *grad[2], *query[2];
+    REAL *out[BATCH];
+    for (int i = 0; i < n; i++) {
+        grad[i] = (const REAL *)c->grads[r + i] + t * c->width;
+        query[i] = c->queries[r + i];
+        for (int j = 0; j < m; j++) part[i][j] = (const REAL *)c->parts[(r + i) * m + j] + t * wide;
     }
+    for (int j = 0; j < m; j++) out[j] = (REAL *)c->outs[j] + t * c->width;
     for (int64_t g = 0, d = 0; g < groups; g++) {
-        REAL weight[2], along[2];
-        for (int j = 0; j < n; j++) {
-            weight[j] = part[j][g];
-            along[j] = part[j][groups + g];
-        }
         const int64_t end = (g + 1) * each;
         for (; d + LANES <= end; d += LANES) {
-            VEC total = *(const VEC *)(out + d);
-            for (int j = 0; j < n; j++) {
-                total += weight[j] * *(const VEC *)(grad[j] + d);
-                total += along[j] * *(const VEC *)(query[j] + d);
+            VEC from[2], along[2];
+            for (int i = 0; i < n; i++) {
+                from[i] = *(const VEC *)(grad[i] + d);
+                along[i] = *(const VEC *)(query[i] + d);
             }
-            *(VEC *)(out + d) = total;
+            for (int j = 0; j < m; j++) {
+                VEC total = *(const VEC *)(out[j] + d);
+                for (int i = 0; i < n; i++)
+                    total += part[i][j][g] * from[i] + part[i][j][groups + g] * along[i];
+                *(VEC *)(out[j] + d) = total;
+            }
         }
         for (; d < end; d++)
-            for (int j = 0; j < n; j++) out[d] += weight[j] * grad[j][d] + along[j] * query[j][d];
+            for (int j = 0; j < m; j++)
+                for (int i = 0; i < n; i++)
+                    out[j][d] += part[i][j][g] * grad[i][d] + part[i][j][groups + g] * query[i][d];
     }
 }
 
-/* `count` tokens from `start` on. */
-static void NAME(pull_block)(const struct pull *c, int64_t start, int64_t count)
+/* What stands in the gradient of source j for token t before anything is drawn. */
+static void NAME(begin)(const struct pull *c, int64_t j, int64_t t)
 {
-    const int64_t width = c->width, wide = 2 * c->groups + 1, line = 64 / (int64_t)sizeof(REAL);
-    for (int64_t t = start; t < start + count; t++) {
-        const REAL *restrict x = (const REAL *)c->x + t * c->x_stride;
-        REAL *restrict out = (REAL *)c->out + t * width;
-        REAL by = 0;
-        for (int64_t r = 0; r < c->readers; r++)
-            by += ((const REAL *)c->parts[r])[t * wide + 2 * c->groups];
-        if (c->mode == ADD) {
+    const int64_t width = c->width, last = 2 * c->groups;
+    const REAL *restrict x = (const REAL *)c->x[j] + t * c->x_strides[j];
+    REAL *restrict out = (REAL *)c->outs[j] + t * width;
+    REAL by = 0;
+    for (int64_t r = 0; r < c->readers; r++)
+        by += ((const REAL *)c->parts[r * c->sources + j])[t * (last + 1) + last];
+    if (c->modes[j] == ADD) {
 #pragma omp simd
-            for (int64_t d = 0; d < width; d++) out[d] -= by * x[d];
-        } else {
+        for (int64_t d = 0; d < width; d++) out[d] -= by * x[d];
+    } else {
 #pragma omp simd
-            for (int64_t d = 0; d < width; d++) out[d] = -by * x[d];
-        }
+        for (int64_t d = 0; d < width; d++) out[d] = -by * x[d];
     }
+}
+
+/* m sources, `count` tokens from `start` on. Asks for the rows that come after: of the next two
+ * readers, or of the first two for the next tokens. */
+INLINE void NAME(pull_block)(const int m, const struct pull *c, int64_t start, int64_t count)
+{
+    const int64_t line = 64 / (int64_t)sizeof(REAL);
+    for (int64_t j = 0; j < m; j++)
+        for (int64_t t = start; t < start + count; t++) NAME(begin)(c, j, t);
     for (int64_t r = 0; r < c->readers; r += 2) {
-        const int64_t left = c->readers - r;
+        const int more = r + 2 < c->readers;
         for (int64_t t = start; t < start + count; t++) {
-            for (int64_t next = r + 2; next < r + 4; next++) {
-                const int more = next < c->readers;
-                const REAL *row = (const REAL *)c->grads[more ? next : next % 2 % c->readers] +
-                                  (more ? t : t + count) * width;
-                for (int64_t d = 0; d < width; d += line) __builtin_prefetch(row + d, 0, 2);
+            for (int64_t next = more ? r + 2 : 0, end = next + 2; next < end; next++) {
+                if (next >= c->readers) break;
+                const REAL *row = (const REAL *)c->grads[next] + (more ? t : t + count) * c->width;
+                for (int64_t d = 0; d < c->width; d += line) __builtin_prefetch(row + d, 0, 2);
             }
-            if (left > 1) NAME(draw)(2, c, r, t, (REAL *)c->out + t * width);
-            else NAME(draw)(1, c, r, t, (REAL *)c->out + t * width);
+            if (r + 1 < c->readers) NAME(draw)(2, m, c, r, t);
+            else NAME(draw)(1, m, c, r, t);
         }
     }
 }
@@ -485,8 +498,12 @@ void NAME(routed_pull)(const struct pull *c)
 #pragma omp parallel for schedule(static, 1) num_threads((int)c->threads)
     for (int64_t part = 0; part < c->threads; part++) {
         const int64_t end = (part + 1) * c->tokens / c->threads;
-        for (int64_t t = part * c->tokens / c->threads; t < end; t += block)
-            NAME(pull_block)(c, t, end - t < block ? end - t : block);
+        for (int64_t t = part * c->tokens / c->threads; t < end; t += block) {
+            const int64_t count = end - t < block ? end - t : block;
+#define RUN(n) NAME(pull_block)(n, c, t, count)
+            BY_COUNT(c->sources, RUN)
+#undef RUN
+        }
     }
 }
 #undef VEC
