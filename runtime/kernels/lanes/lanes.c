@@ -13,6 +13,7 @@
 #include <string.h>
 
 enum { TOKENS = 16, MOST_LANES = 8, MOST_NORMS = 4 };
+enum { SPREAD = 8 }; /* rows that share a reading of the matrix, in backward */
 enum { FLUSH = 4 }; /* blocks summed in the working type before they go to the double sums */
 enum { NO_SITE, GIVEN, SUM, TANH, GATES };
 enum { NO_NORM, LAYER_NORM, RMS_NORM };

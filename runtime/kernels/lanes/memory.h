@@ -24,7 +24,7 @@ static int64_t NAME(lay_out)(struct NAME(work) *w, const struct call *c, int bac
     ROOM(dwrite, n * TOKENS);
     ROOM(first, n * n * TOKENS);
     ROOM(scale, 2 * c->iterations * n * TOKENS);
-    ROOM(factors, (TOKENS * w->rows + 4) * (c->columns + TILE));
+    ROOM(factors, (TOKENS * w->rows + SPREAD) * (c->columns + TILE));
     ROOM(middle, c->columns);
     ROOM(u, wide);
     ROOM(du, wide);

@@ -167,18 +167,19 @@ INLINE void NAME(dots)(const int n, const REAL *const *x, const REAL *mean, cons
         }
 }
 
-/* dx_r += sum_c factors[r, c] matrix_c - along_r (x_r - mean_r) - flat_r, for four rows. */
+/* dx_r += sum_c factors[r, c] matrix_c - along_r (x_r - mean_r) - flat_r, for SPREAD rows, of which
+ * the first `rows` are there. */
 INLINE void NAME(spread)(int64_t columns, const REAL *const *x, const REAL *mean,
                          const REAL *factors, const REAL *along, const REAL *flat,
                          const REAL *matrix, int64_t width, int rows, REAL *const *dx)
 {
 #define BODY(d, count)                                                                             \
-    VEC sum[4];                                                                                    \
-    for (int r = 0; r < 4; r++)                                                                    \
+    VEC sum[SPREAD];                                                                               \
+    for (int r = 0; r < SPREAD; r++)                                                               \
         sum[r] = -along[r] * (NAME(load)(x[r] + d, count) - mean[r]) - flat[r];                    \
     for (int64_t f = 0; f < columns; f++) {                                                        \
         const VEC m = NAME(load)(matrix + f * width + d, count);                                   \
-        for (int r = 0; r < 4; r++) sum[r] += factors[r * columns + f] * m;                        \
+        for (int r = 0; r < SPREAD; r++) sum[r] += factors[r * columns + f] * m;                   \
     }                                                                                              \
     for (int r = 0; r < rows; r++)                                                                 \
         NAME(store)(dx[r] + d, NAME(load)(dx[r] + d, count) + sum[r], count);

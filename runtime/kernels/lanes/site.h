@@ -34,17 +34,17 @@ static void NAME(end_block)(struct NAME(work) *w, const struct call *c, int64_t 
     }
 }
 
-/* Groups of four rows that the generator's norm sees: pointers, and how many they are. */
-INLINE int NAME(four)(const struct NAME(work) *w, const struct call *c, int64_t count, int64_t first,
-                      const REAL **x, int64_t *slot)
+/* A group of rows that the generator's norm sees: pointers, and how many they are. */
+INLINE int NAME(group)(const int size, const struct NAME(work) *w, const struct call *c,
+                       int64_t count, int64_t first, const REAL **x, int64_t *slot)
 {
     const int64_t all = count * w->rows, left = all - first;
-    for (int64_t r = 0; r < 4; r++) {
+    for (int64_t r = 0; r < size; r++) {
         const int64_t at = r < left ? first + r : all - 1;
         x[r] = w->lanes[at / w->rows] + at % w->rows * c->width;
         slot[r] = at % w->rows * TOKENS + at / w->rows; /* in [rows] */
     }
-    return left < 4 ? (int)left : 4;
+    return left < size ? (int)left : size;
 }
 
 /* Statistics of the rows and their products with the matrix. */
@@ -55,7 +55,7 @@ static void NAME(project)(struct NAME(work) *w, const struct call *c, int64_t co
     const int64_t numbers = (NAME(slots)(c) + 2 * w->rows) * TOKENS;
     if (count < TOKENS) memset(w->z, 0, (size_t)numbers * sizeof(REAL)); /* else what is not there */
     for (int64_t first = 0; first < count * w->rows; first += 4) {
-        const int found = NAME(four)(w, c, count, first, x, slot);
+        const int found = NAME(group)(4, w, c, count, first, x, slot);
         REAL mean[4], by[4], out[4][TILE];
         for (int r = 0; r < 4; r++)
             NAME(statistics)(x[r], w->row, c->weights == TANH, c->eps, mean + r, by + r);
@@ -88,13 +88,13 @@ static void NAME(project)(struct NAME(work) *w, const struct call *c, int64_t co
 static void NAME(project_back)(struct NAME(work) *w, const struct call *c, int64_t count)
 {
     const int64_t columns = c->columns, all = count * w->rows;
-    const REAL *matrix = c->matrix, *x[TOKENS * MOST_LANES + 4];
-    REAL mean[TOKENS * MOST_LANES + 4], along[TOKENS * MOST_LANES + 4];
-    REAL flat[TOKENS * MOST_LANES + 4], *dx[TOKENS * MOST_LANES + 4];
-    for (int64_t at = 0; at < all; at += 4) {
-        int64_t slot[4];
-        const int found = NAME(four)(w, c, count, at, x + at, slot);
-        for (int r = 0; r < 4; r++) {
+    const REAL *matrix = c->matrix, *x[TOKENS * MOST_LANES + SPREAD];
+    REAL mean[TOKENS * MOST_LANES + SPREAD], along[TOKENS * MOST_LANES + SPREAD];
+    REAL flat[TOKENS * MOST_LANES + SPREAD], *dx[TOKENS * MOST_LANES + SPREAD];
+    for (int64_t at = 0; at < all; at += SPREAD) {
+        int64_t slot[SPREAD];
+        const int found = NAME(group)(SPREAD, w, c, count, at, x + at, slot);
+        for (int r = 0; r < SPREAD; r++) {
             const int64_t lane = slot[r] / TOKENS, t = slot[r] % TOKENS;
             const REAL by = w->by[slot[r]];
             REAL dot = 0, sum = 0, *factors = w->factors + (at + r) * columns;
