@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ def backward(
     _run("lanes_backward", call, lanes)
     del kept, given
     sums = totals.sum(0).to(lanes.dtype)
-    parts = dict(zip(SUMS, sums.split(_sizes(inputs, plan)), strict=True))
+    parts = dict(zip(SUMS, torch.split(sums, _sizes(inputs, plan)), strict=True))
     for name, value in made.items():
         shared = getattr(inputs, name)
         if shared is not None and value is None:
@@ -161,12 +161,12 @@ def _of_parameters(inputs: Inputs, plan: Plan, parts: dict[str, Tensor]) -> list
         if inputs.bias is not None:
             found[1] = plain.t() @ shift
             matrix = torch.addr(matrix, shift, inputs.bias)
-        found += [each.clone() for each in matrix.split(split)]
-        found += [each.clone() for each in shift.split(split)] if inputs.shifts else []
-        found += [each.sum() for each in parts["scale"].split(split)]
+        found += [each.clone() for each in torch.split(matrix, split)]
+        found += [each.clone() for each in torch.split(shift, split)] if inputs.shifts else []
+        found += [each.sum() for each in torch.split(parts["scale"], split)]
         statics = parts["static"]
         statics = statics.view(-1, sum(split)) if inputs.statics else statics
-        found += [each.clone() for each in statics.split(split, -1)]
+        found += [each.clone() for each in torch.split(statics, split, -1)]
     for name, given in (("gains", inputs.gains), ("offsets", inputs.offsets)):
         rows = parts[name].view(plan.normed, -1) if plan.normed else ()
         found += [row.clone() for row in rows] if given else []
@@ -176,9 +176,6 @@ def _of_parameters(inputs: Inputs, plan: Plan, parts: dict[str, Tensor]) -> list
 def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[Any]]:
     """The call without its outputs, and what must live as long as it does."""
     x, x_token, x_lane = _strides(inputs.lanes)
-    if plan.weights == "given":
-        assert inputs.read is not None
-        inputs = replace(inputs, read=inputs.read.contiguous())
     y, mix, write, read = (
         None if each is None else each.contiguous()
         for each in (inputs.y, inputs.mix, inputs.write, inputs.read)

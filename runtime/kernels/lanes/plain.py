@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,13 +34,13 @@ def _ended(inputs: Inputs, plan: Plan) -> Tensor:
     """The lanes behind a mix and a write."""
     lanes, mix, write, y = inputs.lanes, inputs.mix, inputs.write, inputs.y
     assert mix is not None and write is not None and y is not None
-    pieces = y.unflatten(-1, (lanes.shape[-2], -1)) if plan.ends == "pieces" else y.unsqueeze(-2)
+    pieces = y.reshape(lanes.shape) if plan.ends == "pieces" else y.unsqueeze(-2)
     return torch.addcmul(mix.mT @ lanes, write, pieces)
 
 
 def _tanh(lanes: Tensor, inputs: Inputs, plan: Plan) -> list[Tensor | None]:
     z = F.layer_norm(lanes, lanes.shape[-1:], inputs.gain, inputs.bias, plan.eps)
-    active = _product(z, inputs).tanh().split(columns(plan, lanes.shape[-2]), -1)
+    active = torch.split(_product(z, inputs).tanh(), columns(plan, lanes.shape[-2]), -1)
     parts = zip(active, inputs.scales, inputs.statics, strict=True)
     return [static + scale * each for each, scale, static in parts]
 
@@ -54,7 +51,7 @@ def _gates(lanes: Tensor, inputs: Inputs, plan: Plan) -> list[Tensor | None]:
     v = (v_wide * (v_wide.square().mean(-1, keepdim=True) + plan.eps).rsqrt()).to(v.dtype)
     v = v if inputs.gain is None else v * inputs.gain
     v = v if inputs.bias is None else v + inputs.bias
-    z = _product(v, inputs).split(columns(plan, lanes.shape[-2]), -1)
+    z = torch.split(_product(v, inputs), columns(plan, lanes.shape[-2]), -1)
     scaled = [
         wide(scale) * wide(each) + wide(bias)
         for each, scale, bias in zip(z, inputs.scales, inputs.biases, strict=True)
@@ -79,7 +76,8 @@ def balanced(
     z: Tensor, *, count: int, start: str, iterations: int, eps: float, transpose: bool
 ) -> Tensor:
     """Sinkhorn of logits [*, N*N] -> [*, N, N]; see compiler/ops/sinkhorn.py."""
-    logits = z.unflatten(-1, (count, count))
+    logits = z.reshape(*z.shape[:-1], count, count)
+    m: Tensor
     if start == "softmax":
         m = logits.softmax(-1) + eps
         m = m / (m.sum(-2, keepdim=True) + eps)
@@ -101,14 +99,3 @@ def _norm(x: Tensor, inputs: Inputs, plan: Plan, which: int) -> Tensor:
     y = (x_wide * (x_wide.square().mean(-1, keepdim=True) + plan.norm_eps).rsqrt()).to(x.dtype)
     y = y if gain is None else y * gain
     return y if offset is None else y + offset
-
-
-def tensors(values: Mapping[str, Any]) -> Sequence[Tensor]:
-    """The tensors among arguments by name."""
-    return [x for value in values.values() for x in _each(value)]
-
-
-def _each(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return list(value) if isinstance(value, (list, tuple)) else []
