@@ -123,3 +123,19 @@ def test_what_is_no_site_is_left_alone() -> None:
     assert record.attrs["weights"] == "given"  # weights that are made otherwise are read
     assert odd in found
     assert found.record("blocks.1.site0.read").attrs["weights"] == "tanh"
+
+
+@pytest.mark.parametrize("kind", ["hc", "mhc"])
+def test_fused_sites_are_compiled_and_exported_whole(kind: str) -> None:
+    graph = Stack(kind=kind, count=2, sites=2).graph()
+    params, x = parameters(graph), torch.randn(2, 5, 8, dtype=torch.float64)
+    module = lowered(run_pipeline(graph, Options())[-1].graph, params, kernels=True)
+    want = module(x)
+    found = torch.compile(module, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(found, want)
+    leaves = list(params.values())
+    slopes = [torch.autograd.grad(y.square().sum(), leaves) for y in (want, found)]
+    for a, b in zip(*slopes, strict=True):
+        torch.testing.assert_close(b, a)
+    exported = torch.export.export(module, (x,), strict=True)
+    torch.testing.assert_close(exported.module()(x), want)
