@@ -29,6 +29,7 @@ from multiway.compiler.dispatch import fast
 from multiway.compiler.fusion import Match, Tally, fuse, fusions
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.op import Sample
+from multiway.compiler.passes.plan_memory import kept_bytes
 from multiway.compiler.pipeline import PIPELINE, Options, Pass
 from multiway.compiler.pipeline import run as run_pipeline
 from multiway.compiler.stages import Stages
