@@ -21,8 +21,8 @@ WIDEST = 128  # channels of a head up to which it is measured
 # Queries of all heads and rows. Two cores with AVX-512, float32, E 64, time over that of torch's
 # call: without gradients 0.88 at 256 and 0.58 at 512; with gradients, where our autograd function
 # in Python is paid for, 1.16 at 256, 0.78 at 512 and 0.70 at 1024. From there on E 32 to 128, B H
-# 8 to 48, each direction alone: 0.4 to 0.75 from T 64 to 512, where torch leaves nothing out, 0.6 to
-# 0.75 at T 1024, 0.7 to 0.9 at T 2048; float64 0.3 to 0.65. Without causality 0.9 to 1.06: not taken.
+# 8 to 48, each direction alone: 0.4 to 0.75 from T 64 to 512, where torch leaves nothing out, 0.6
+# to 0.75 at T 1024, 0.7 to 0.9 at T 2048; float64 0.3 to 0.65. Without causality: 0.9 to 1.06.
 FEWEST, FEWEST_TRACKED = 1 << 8, 1 << 10
 
 
