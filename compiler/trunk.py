@@ -109,6 +109,7 @@ class Trunk:
         outputs = [self._gained(site, y, i) for i, y in enumerate(outputs)]
         if self._wants_change(site):
             y = self._sum(f"{site.path}.both", outputs)
+            outputs = [y]
             self.builder.name(f"outputs.{site.index}", y)
             whole = [self.change] if self.change is not None else []
             self.change = self._sum(f"{site.block}.change", [*whole, y])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from wiring_strategies import ACTIVATIONS, EPS, KIND, sometimes, wirings
 
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.types import Sym, Tensor, number
@@ -21,7 +22,6 @@ Mappings = dict[str, Any]
 
 VOCAB = 11
 CONTEXT = 16
-ACTIVATIONS = ["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "tanh", "sigmoid"]
 WHERE = ["layer == 0", "layer > 0", "layer >= depth - 1", "layer % 2 == 1", "layer < depth // 2"]
 # Inputs that may be drawn: name, modality, form. The second three share a modality with the first.
 INPUTS = {
@@ -59,11 +59,6 @@ class Facts:
         return bool(self.embed.get(INPUTS[name][0], {}).get("cls"))
 
 
-def sometimes(**keys: st.SearchStrategy[Any]) -> st.SearchStrategy[Mappings]:
-    """A mapping that holds any of the keys."""
-    return st.fixed_dictionaries({}, optional=keys)
-
-
 def merged(*parts: Mapping[str, Any]) -> Mappings:
     return {name: value for part in parts for name, value in part.items()}
 
@@ -92,10 +87,13 @@ def specs(draw: Draw, kinds: Sequence[str] = ()) -> Mappings:
     attention = draw(attentions(facts))
     if draw(st.booleans()):
         width, attention["head_width"] = draw(st.sampled_from([6, 8, 10])), facts.head_width
+    depth = draw(st.integers(1, 4))
+    layers = draw(st.lists(overrides(facts), max_size=2))
+    alike = not any("kv_heads" in each.get("attention", {}) for each in layers)
     spec = {
         "multiway": 1,
         "name": "drawn",
-        "dims": {"depth": draw(st.integers(1, 4)), "width": width, "image": 4, "vocab": VOCAB},
+        "dims": {"depth": depth, "width": width, "image": 4, "vocab": VOCAB},
         "inputs": inputs,
         "embed": embed,
         "block": {
@@ -104,8 +102,8 @@ def specs(draw: Draw, kinds: Sequence[str] = ()) -> Mappings:
             "ffn": draw(feed_forwards(facts)),
             "order": draw(st.sampled_from(["sequential", "parallel"])),
         },
-        "layers": draw(st.lists(overrides(facts), max_size=2)),
-        "wiring": draw(wirings()),
+        "layers": layers,
+        "wiring": draw(wirings(width=width, depth=depth, values=alike)),
         "output": draw(sometimes(norm=norms(facts, where=["depth > 1"]))),
         "heads": {f"task{i}": draw(HEADS[kind](facts)) for i, kind in enumerate(chosen)},
         "init": draw(INIT),
@@ -165,8 +163,6 @@ EMBED = {
 
 # Blocks
 
-KIND = st.sampled_from(["layer_norm", "rms_norm"])
-EPS = st.sampled_from([1e-6, 1e-5, 1e-2])
 PLAIN_NORM = sometimes(kind=KIND, eps=EPS, weight=st.booleans(), bias=st.booleans())
 QK_NORM = sometimes(kind=KIND, eps=EPS, over=st.sampled_from(["head", "width"]))
 
@@ -265,30 +261,6 @@ INIT = st.dictionaries(
     INITIAL,
     max_size=2,
 )
-
-
-@st.composite
-def wirings(draw: Draw) -> str | Mappings:
-    """Plain residual, or any subset of streams with static weights, dynamic ones or both."""
-    if draw(st.booleans()):
-        return "residual"
-    static = st.booleans() | INITIAL.map(lambda start: {"init": start})
-    generator = st.builds(
-        merged,
-        st.builds(
-            lambda h: {"hidden": h}, st.sampled_from([3, "ways * sources * (2 if last else 1)"])
-        ),
-        sometimes(norm=PLAIN_NORM, activation=st.sampled_from(ACTIVATIONS), init=INITIAL),
-    )
-    found = {
-        "streams": draw(st.lists(st.sampled_from("qkvr"), unique=True, min_size=1, max_size=4)),
-        "static": draw(static),
-        "generator": draw(generator | st.just(False)),
-        "first_block": draw(st.sampled_from(["one_norm", "three_norms"])),
-    }
-    if not found["static"] and not found["generator"]:
-        found["static"] = True
-    return {"mix": found} | ({"use": "mudd"} if draw(st.booleans()) else {})
 
 
 # Heads

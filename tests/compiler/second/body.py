@@ -1,7 +1,7 @@
-"""The trunk of a spec a second time: from the text of specs/LANGUAGE.md, in plain torch.
+"""Inputs, norms, attention and feed-forward parts a second time.
 
-It shares nothing with the compiler but the names of parameters. Tokens are never split by modality:
-every way is run on all tokens, and each token keeps the result of its own.
+Tokens are never split by modality: every way is run on all tokens, and each token keeps the result
+of its own.
 """
 
 from __future__ import annotations
@@ -26,34 +26,29 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Second:
-    """The trunk over some inputs. `values`: inputs by name, and `NAME_padding`, `NAME_masked`."""
+class Body:
+    """What is inside embeddings, norms, attention and feed-forward parts of a spec."""
 
     def __init__(self, spec: mw.Spec, params: Mapping[str, Tensor], names: list[str]) -> None:
         self.spec, self.params, self.names = spec, params, names
         self.token_modality: list[str] = []
+        self.seen = torch.empty(0)
 
-    def __call__(self, values: Mapping[str, Any]) -> Tensor:
+    def opened(self, values: Mapping[str, Any]) -> Tensor:
+        """The embedding [B, T, D] of all inputs; remembers whose tokens they are, and padding."""
         parts = [self.embedded(name, values) for name in self.names]
+        named = list(zip(self.names, parts, strict=True))
         self.token_modality = [
-            self.spec.inputs[name].modality
-            for name, part in zip(self.names, parts, strict=True)
-            for _ in range(part.shape[1])
+            self.spec.inputs[name].modality for name, part in named for _ in range(part.shape[1])
         ]
-        hidden = torch.cat(parts, 1)
-        seen = torch.cat(
+        self.seen = torch.cat(
             [
                 ~values.get(f"{name}_padding", torch.zeros(part.shape[:2], dtype=torch.bool))
-                for name, part in zip(self.names, parts, strict=True)
+                for name, part in named
             ],
             1,
         )
-        sources = [hidden]
-        for layer in range(self.spec.depth):
-            sources.append(self.block(layer, self.streams(layer, sources), seen))
-        x = self.streams(self.spec.depth, sources)["r"]
-        norm = self.spec.output.norm
-        return x if norm is None else self.norm("output.norm", norm, x, self.spec.blocks[0].norm)
+        return torch.cat(parts, 1)
 
     # Inputs
 
@@ -123,68 +118,42 @@ class Second:
             norm.experts, x, lambda way, y: self.normed(f"{path}{way}", norm, y, base)
         )
 
-    # Wiring
+    def norm_of(self, layer: int, part: str) -> Any:
+        """The norm of a sublayer; of a parallel block, that of the block."""
+        block = self.spec.blocks[layer]
+        return (part and getattr(block, part).norm) or block.norm
 
-    def streams(self, layer: int, sources: list[Tensor]) -> dict[str, Tensor]:
-        mix, newest, last = self.spec.wiring.mix, sources[-1], layer == self.spec.depth
-        if mix is None:
-            return dict.fromkeys("qkvr", newest)
-        mixed = [stream for stream in "qkvr" if stream in mix.streams and layer > 0]
-        if last:
-            mixed = [stream for stream in mixed if stream == "r"]
-        path = "output.mix" if last else f"blocks.{layer}.mix"
-        weights = torch.zeros(*newest.shape[:2], len(mixed), len(sources), dtype=newest.dtype)
-        if mixed and mix.static is not None:
-            weights = weights + self.params[f"{path}.static"]
-        if mixed and mix.generator is not None:
-            weights = weights + self.generated(path, newest).reshape(weights.shape)
-        found = {
-            stream: sum(weights[:, :, i, j, None] * x for j, x in enumerate(sources))
-            for i, stream in enumerate(mixed)
-        }
-        rest = found.get("r", newest)
-        return {stream: found.get(stream, rest) for stream in "qkvr"}  # type: ignore[misc]
-
-    def generated(self, path: str, newest: Tensor) -> Tensor:
-        mix, base = self.spec.wiring.mix, self.spec.blocks[0].norm
-        assert mix is not None and mix.generator is not None
-        generator = mix.generator
-        if generator.norm is None:
-            x = newest / ((newest**2).mean(-1, keepdim=True) + base.eps).sqrt()
-        else:
-            x = self.normed(f"{path}.norm", generator.norm, newest, base)
-        x = ACTIVATIONS[generator.activation](self.matrix(f"{path}.hidden", x))
-        return self.matrix(f"{path}.output", x)
+    def block_norm(self, layer: int, part: str, name: str, x: Tensor) -> Tensor:
+        """A norm of a sublayer at `name` below it, with the parameters of that place."""
+        path = ".".join(each for each in (f"blocks.{layer}", part, name) if each)
+        return self.norm(path, self.norm_of(layer, part), x, self.spec.blocks[layer].norm)
 
     # Blocks
 
-    def block(self, layer: int, streams: Mapping[str, Tensor], seen: Tensor) -> Tensor:
-        block, residual = self.spec.blocks[layer], streams["r"]
-        after = residual + self.attention(layer, streams, seen)
-        return after + self.ffn(layer, residual if block.order == "parallel" else after)
+    def projected(self, layer: int, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Query, key and value [B, T, heads * E] of the normalised inputs q, k and v."""
+        part, path = self.spec.blocks[layer].attention, f"blocks.{layer}.attention"
+        found = {}
+        for stream, role in zip("qkv", ("query", "key", "value"), strict=True):
+            role_path = f"{path}.{role}"
+            found[role] = self.by_way(
+                part.experts,
+                inputs[stream],
+                lambda way, y, p=role_path: self.matrix(f"{p}{way}", y),  # type: ignore[misc]
+            )
+        return found
 
-    def attention(self, layer: int, streams: Mapping[str, Tensor], seen: Tensor) -> Tensor:
+    def attention(self, layer: int, projected: Mapping[str, Tensor]) -> Tensor:
+        """What attention puts out, before any norm of it."""
         block, path = self.spec.blocks[layer], f"blocks.{layer}.attention"
         part, base = block.attention, block.norm
-        norm, mix = part.norm or base, self.spec.wiring.mix
-        three = mix is not None and bool(set("qkv") & set(mix.streams))
-        if mix is not None and layer == 0 and mix.first_block == "one_norm":
-            three = False
         heads, kv_heads = part.heads, part.kv_heads or part.heads
-        projected = {}
-        for stream, role in zip("qkv", ("query", "key", "value"), strict=True):
-            here = f"{path}.norm.{stream}" if three else f"{path}.norm"
-            x = self.norm(here, norm, streams[stream], base)
-            role_path = f"{path}.{role}"
-            projected[role] = self.by_way(
-                part.experts, x, lambda way, y, p=role_path: self.matrix(f"{p}{way}", y)
-            )
         query, key = (
             self.positioned(layer, role, projected[role], count)
             for role, count in (("query", heads), ("key", kv_heads))
         )
         value = projected["value"].unflatten(-1, (kv_heads, -1))
-        y = self.attended(part.mask == "causal", query, key, value, seen)
+        y = self.attended(part.mask == "causal", query, key, value)
 
         def finish(way: str, z: Tensor) -> Tensor:
             if part.sub_norm is not None:
@@ -215,23 +184,23 @@ class Second:
             columns[a], columns[b] = turned.real, turned.imag
         return torch.stack(columns, -1)
 
-    def attended(
-        self, causal: bool, query: Tensor, key: Tensor, value: Tensor, seen: Tensor
-    ) -> Tensor:
+    def attended(self, causal: bool, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Heads laid end to end: [B, T, heads * E]."""
         group = query.shape[2] // key.shape[2]
         found = []
         for head in range(query.shape[2]):
             k, v = key[:, :, head // group], value[:, :, head // group]
             scores = torch.einsum("bte,bse->bts", query[:, :, head], k) / k.shape[-1] ** 0.5
-            allowed = seen[:, None, :].expand(scores.shape)
+            allowed = self.seen[:, None, :].expand(scores.shape)
             if causal:
                 allowed = allowed & torch.ones(scores.shape[1:], dtype=torch.bool).tril()
-            odds = torch.where(allowed, (scores - scores.amax(-1, keepdim=True)).exp(), 0.0)
+            scores = torch.where(allowed, scores, -torch.inf)
+            odds = (scores - scores.amax(-1, keepdim=True)).exp()
             found.append(odds / odds.sum(-1, keepdim=True) @ v)
         return torch.cat(found, -1)
 
     def ffn(self, layer: int, x: Tensor) -> Tensor:
+        """What the feed-forward part puts out of its normalised input, before any norm of it."""
         block, path = self.spec.blocks[layer], f"blocks.{layer}.ffn"
         part = block.ffn
 
@@ -246,5 +215,4 @@ class Second:
                 z = self.normed(f"{path}.sub_norm{way}", part.sub_norm, z, block.norm)
             return self.matrix(f"{path}.down{way}", z)
 
-        x = self.norm(f"{path}.norm", part.norm or block.norm, x, block.norm)
         return self.by_way(part.experts, x, run)
