@@ -24,6 +24,9 @@ def check_wiring(spec: Spec, report: Report) -> None:
             _check_readings(spec, name, mix, report)
     if wiring.lanes is not None:
         _check_lanes(spec, wiring.lanes, report)
+    if len(report.problems) == before:
+        _check_read(spec, report)
+        _check_joined(spec, report)
     residual = wiring.residual
     if residual is not None and residual.balance and residual.keep:
         message = "balance learns what is kept, so keep has no meaning"
@@ -51,14 +54,24 @@ def _check_streams(mix: Mix, report: Report) -> None:
         message = "x is q, k and v together"
         _conflict(report, mix, "streams", message, "x, or some of q, k and v")
     if "value" in streams:
-        for key in ("source_norm", "sum_norm"):
-            if getattr(mix, key) is not None:
-                message = f"{key} is for hiddens, not for projected values"
-                _conflict(report, mix, key, message, f"no {key}")
+        _check_value(mix, report)
     if mix.sum_norm is not None and not set(mix.sum_norm.streams) <= streams:
         message = "the sum of a stream that is not mixed has no norm"
         span = mix.sum_norm.span("streams")
         report.add("wiring-conflict", message, span=span, expected=one_of(mix.streams))
+
+
+def _check_value(mix: Mix, report: Report) -> None:
+    for key in ("source_norm", "sum_norm"):
+        if getattr(mix, key) is not None:
+            message = f"{key} is for hiddens, not for projected values"
+            _conflict(report, mix, key, message, f"no {key}")
+    if mix.at == "sublayer":
+        message = "a block has one projected value, so blocks read and are read"
+        _conflict(report, mix, "at", message, "at: block")
+    if mix.of == "change":
+        message = "projected values are neither hiddens nor changes"
+        _conflict(report, mix, "of", message, "no of")
 
 
 def _check_weights(spec: Spec, mix: Mix, report: Report) -> None:
@@ -91,6 +104,10 @@ def _check_weights(spec: Spec, mix: Mix, report: Report) -> None:
     if complement and (mix.generator is not None or len(mix.streams) > 1):
         message = "complement is one learned number for one stream"
         _conflict(report, mix, "static", message, "one stream, and no generator")
+    if mix.static is not None and complement and mix.static.columns == "all":
+        message = "complement is one learned number, so there are no columns"
+        span = mix.static.span("columns")
+        report.add("wiring-conflict", message, span=span, expected="complement or columns")
 
 
 def _check_sources(mix: Mix, report: Report) -> None:
@@ -100,6 +117,9 @@ def _check_sources(mix: Mix, report: Report) -> None:
     if mix.of == "hidden" and mix.group > 1:
         message = "only changes are summed in groups"
         _conflict(report, mix, "group", message, "of: change")
+    if mix.of == "hidden" and not mix.partial:
+        message = "only changes are summed in groups, so none is unfinished"
+        _conflict(report, mix, "partial", message, "of: change")
     if mix.of == "change" and mix.dilation > 1 and mix.group > 1:
         message = "sums of groups have no dilation"
         _conflict(report, mix, "dilation", message, "group or dilation")
@@ -109,6 +129,9 @@ def _check_sources(mix: Mix, report: Report) -> None:
     if mix.sources and mix.source_norm is not None:
         message = "source_norm is for whole histories"
         _conflict(report, mix, "source_norm", message, "sources or source_norm")
+    if mix.at == "sublayer" and mix.source_norm is not None:
+        message = "source_norm is for sources that blocks read"
+        _conflict(report, mix, "source_norm", message, "at: block, or no source_norm")
 
 
 def _check_readings(spec: Spec, name: str, mix: Mix, report: Report) -> None:
@@ -173,6 +196,9 @@ def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
         if "value" not in mix.streams:
             message = "lanes take the place of the residual stream, so there is none to mix"
             _conflict(report, mix, "streams", message, "lanes, or a mix; with lanes only of value")
+        elif mix.generator is not None:
+            message = "with lanes there is no newest hidden that could make weights"
+            _conflict(report, mix, "generator", message, "static or fixed")
     if "sum" in wiring.norms:
         message = "lanes are written, not summed, so no norm can stand on the sum"
         span = wiring.span("norms")
@@ -192,3 +218,67 @@ def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
     if lanes.split and lanes.node.get("output") is not None:
         message = "pieces of the width are laid end to end in the output"
         _conflict(report, lanes, "output", message, "no output")
+
+
+def _check_read(spec: Spec, report: Report) -> None:
+    """No mix may take the place of a sum that nobody has read; one problem is enough."""
+    for site in sites(spec):
+        made: dict[tuple[str, str], Mix] = {}
+        streams = dict.fromkeys(("q", "k", "v", "x", "r", "value"), _Stream())
+        for name, mix in spec.wiring.mixes():
+            found = reading(spec, name, mix, site)
+            ways = found.ways if found is not None else ()
+            made |= {(name, way): mix for way in ways}
+            streams = _mixed(streams, name, mix, ways)
+        read = {"ffn": "xr", "output": "r", "attention": "qkvr"}.get(site.part, "qkvxr")
+        kept = {sums for stream in (*read, "value") for sums in streams[stream].sums}
+        for (name, way), mix in made.items():
+            if (name, way) not in kept:
+                report.add(
+                    "wiring-conflict",
+                    f"nothing reads this sum of {way} in {site.path}, because a later edge stands "
+                    "in its place",
+                    span=mix.span("streams"),
+                    expected="add: true in the later edge, or another stream",
+                )
+                return
+
+
+class _Stream:
+    """What a stream holds: the sums in it. Streams that hold one object read the same."""
+
+    def __init__(self, *sums: tuple[str, str]) -> None:
+        self.sums = frozenset(sums)
+
+
+def _mixed(
+    streams: dict[str, _Stream], name: str, mix: Mix, ways: tuple[str, ...]
+) -> dict[str, _Stream]:
+    """The streams behind a mix. What read the same as r, or of q, k and v as x, goes with it."""
+    new = {way: _Stream((name, way), *(streams[way].sums if mix.add else ())) for way in ways}
+    found = dict(streams)
+    for wide, narrow in (("r", "qkvx"), ("x", "qkv")):
+        for stream in narrow if wide in new else "":
+            if streams[stream] is streams[wide]:
+                found[stream] = new[wide]
+    return {**found, **new}
+
+
+def _check_joined(spec: Spec, report: Report) -> None:
+    """Where sums stand for the residual stream everywhere, nothing is left to keep or to norm."""
+    wiring = spec.wiring
+    mixes = [(name, mix) for name, mix in wiring.mixes() if "value" not in mix.streams]
+    if len(mixes) != 1 or any(mix.generator for _, mix in wiring.mixes()):
+        return
+    ((name, mix),) = mixes
+    found = [reading(spec, name, mix, site) for site in sites(spec)[1:]]
+    if mix.of == "hidden" or mix.add or not all(each and "r" in each.ways for each in found):
+        return
+    message = "the mix stands for the residual stream everywhere, so nothing joins it"
+    residual = wiring.residual
+    if residual is not None and (residual.keep or residual.balance or residual.low_rank):
+        span = wiring.span("residual")
+        report.add("wiring-conflict", message, span=span, expected="residual: {gain: ...} at most")
+    if "sum" in wiring.norms:
+        span = wiring.span("norms")
+        report.add("wiring-conflict", message, span=span, expected="norms: input, output or both")
