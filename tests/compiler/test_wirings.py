@@ -1,0 +1,153 @@
+"""What holds for every wiring that has a file, in both orders of blocks."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from strategies import random_inputs, randomise
+from test_fusing import assert_equal
+from test_properties import check_decoding, check_second, some_sizes
+from wiring_specs import ORDERS, decoder, pair
+
+import multiway as mw
+from multiway.runtime.model import Model
+from multiway.specs.merge import wiring_names
+
+Mappings = dict[str, Any]
+
+BOTH = pytest.mark.parametrize("order", ORDERS)
+ALL = pytest.mark.parametrize("name", wiring_names())
+TOKENS = torch.tensor([[1, 5, 2, 9, 3, 3], [7, 0, 10, 4, 1, 8]])
+
+# Words of the language together, each of them once the place of a defect or near to one.
+TOGETHER = {
+    "unfinished groups of blocks": """
+        mix: {streams: [r], of: change, group: 2, router: {groups: 2}, source_norm: true}""",
+    "two mixes of groups": """
+        mix: {streams: [r], of: change, group: 2, at: sublayer, static: true}
+        edges: [{streams: [x], of: change, group: 3, at: sublayer, add: true, router: true}]""",
+    "changes of a balanced stream": """
+        residual: {balance: true, gain: channel, low_rank: {rank: 2}}
+        edges: [{streams: [q], of: change, static: true}]""",
+    "streams that part": """
+        mix: {streams: [x], static: true}
+        edges: [{streams: [q], static: true}, {streams: [r], fixed: 1 / sources}]""",
+    "sources in another order": """
+        mix: {streams: [r, k], sources: [newest, -1], static: true, generator: {hidden: 3}}""",
+    "mudd with value residual": """
+        use: mudd
+        edges: [{streams: [value], sources: [0, newest], static: {complement: true}}]""",
+    "mudd of every second block, dilated": """
+        use: mudd
+        mix: {period: 2, dilation: 2}""",
+    "lanes around blocks, with gains": """
+        use: mhc
+        lanes: {at: block, count: 3}
+        residual: {gain: sublayer}
+        norms: [input, output]
+        edges: [{streams: [value], static: true}]""",
+    "gates of three lanes": """
+        use: mhc
+        lanes: {count: 3, weights: {norm: true, sinkhorn: {start: exp, transpose: true}}}""",
+}
+
+
+def together(name: str) -> Mappings:
+    found: Mappings = yaml.safe_load(TOGETHER[name])
+    return found
+
+
+def model_of(spec: Mappings, **options: Any) -> Model:
+    model = mw.compile(mw.load(spec), dtype=torch.float64, **options)
+    randomise(model)
+    return model
+
+
+# What it computes
+
+
+@BOTH
+@ALL
+def test_it_is_what_the_language_says(name: str, order: str) -> None:
+    check_second(decoder(name, order), 5)
+    check_second(pair(name, order), 3)
+
+
+@BOTH
+@pytest.mark.parametrize("name", TOGETHER)
+def test_words_together_are_what_the_language_says(name: str, order: str) -> None:
+    check_second(decoder(together(name), order), 5)
+    changing = decoder(together(name), order)
+    other = ORDERS[1 - ORDERS.index(order)]
+    check_second({**changing, "layers": [{"where": "layer == 1", "order": other}]}, 5)
+
+
+@BOTH
+@pytest.mark.parametrize("name", [*wiring_names(), *TOGETHER])
+def test_fused_it_is_the_reference(name: str, order: str) -> None:
+    """Logits, loss and every gradient, in float64."""
+    wiring = together(name) if name in TOGETHER else name
+    for spec in (decoder(wiring, order), pair(wiring, order)):
+        loaded = mw.load(spec).for_head()
+        for program in ("forward", "loss") if "lm" in spec["heads"] else ("forward",):
+            graph = mw.build(loaded, program=program)
+            assert_equal(loaded, program, random_inputs(graph, some_sizes(graph, 5)))
+
+
+# How it behaves
+
+
+@BOTH
+@ALL
+def test_no_token_sees_what_comes_behind_it(name: str, order: str) -> None:
+    model = model_of(decoder(name, order))
+    changed = TOKENS.clone()
+    changed[:, 3] = (changed[:, 3] + 1) % 11
+    with torch.no_grad():
+        before, after = (model.run("forward", tokens=t) for t in (TOKENS, changed))
+    torch.testing.assert_close(after[:, :3], before[:, :3], rtol=1e-12, atol=1e-12)
+    assert ((after[:, 3:] - before[:, 3:]).abs().amax(-1) > 1e-9).all()
+
+
+@BOTH
+@ALL
+def test_with_a_cache_it_is_the_whole_forward(name: str, order: str) -> None:
+    check_decoding(decoder(name, order), [3, 1], [1, 2])
+
+
+def reads_one_source(path: str) -> bool:
+    """A router before the first sublayer: its softmax over one source is 1 whatever it asks."""
+    return bool(re.match(r"blocks\.0\.(attention\.)?mix\.router\.", path))
+
+
+@BOTH
+@ALL
+def test_every_parameter_gets_a_gradient(name: str, order: str) -> None:
+    model = model_of(decoder(name, order), fuse=False)
+    loss, _ = model.run("loss", tokens=TOKENS[:, :-1], labels=TOKENS[:, 1:])
+    loss.backward()
+    for path, parameter in model.named_parameters():
+        assert parameter.grad is not None, path
+        largest = float(parameter.grad.abs().max())
+        if reads_one_source(path):
+            assert largest < 1e-12, path
+        else:
+            assert largest > 1e-12, path
+
+
+@BOTH
+@ALL
+def test_every_program_lowers_and_the_forward_exports(name: str, order: str) -> None:
+    model = mw.compile(mw.load(decoder(name, order)))
+    assert list(model.programs) == ["forward", "loss", "prefill", "decode"]
+    for program in model.programs:
+        model.programs[program].graph.lint()
+    if order == "parallel":
+        return  # exporting takes long, and the same nodes are in both
+    module = model.programs["forward"]
+    exported = torch.export.export(module, (TOKENS,), strict=False)
+    torch.testing.assert_close(exported.module()(TOKENS), module(TOKENS))
