@@ -182,7 +182,9 @@ def weights(draw: Draw, width: int, mix: Mappings) -> Mappings:
     return found if found["generator"] else found | {"static": found["static"] or True}
 
 
-STATIC = st.booleans() | sometimes(init=INITIAL, columns=st.sampled_from(["read", "all"]))
+STATIC = st.booleans() | sometimes(
+    init=INITIAL, columns=st.sampled_from(["read", "all"]), complement=st.just(False)
+)
 COMPLEMENT = st.builds(
     lambda more: {"complement": True, **more},
     sometimes(init=INITIAL, columns=st.just("read")),
@@ -269,7 +271,7 @@ def lanes(width: int) -> st.SearchStrategy[Mappings]:
         sometimes(output=st.sampled_from(["sum", "weighted"])),
     )
     at = sometimes(at=st.sampled_from(["block", "sublayer"]))
-    return st.builds(lambda found, more: found | more, split | copies | gated, at)
+    return st.builds(lambda found, more: found | more, split | copies | gated | gated, at)
 
 
 DYNAMIC = sometimes(
@@ -292,6 +294,6 @@ MANIFOLD = st.builds(
         scale=st.sampled_from([0.01, 1.0]),
         eps=st.sampled_from([1e-6, 1e-2]),
         write=st.sampled_from([1.0, 2.0]),
-        sinkhorn=st.just(True) | SINKHORN,
+        sinkhorn=st.just(True) | SINKHORN | SINKHORN,
     ),
 )

@@ -41,8 +41,9 @@ def settings(examples: int) -> hypothesis.settings:
 
 
 def loaded(spec: Mappings) -> mw.Spec:
-    """The spec, printed as YAML should the test fail."""
-    hypothesis.note(yaml.safe_dump(spec, sort_keys=False))
+    """The spec, printed as YAML should a test of random ones fail."""
+    if hypothesis.currently_in_test_context():
+        hypothesis.note(yaml.safe_dump(spec, sort_keys=False))
     return mw.load(spec)
 
 

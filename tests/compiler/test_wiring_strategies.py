@@ -1,0 +1,111 @@
+"""Random wirings hold every key of the section, every choice of it and every wiring with a file."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import hypothesis
+import pytest
+from hypothesis import HealthCheck, Phase, given
+from hypothesis import strategies as st
+from wiring_strategies import wirings
+
+from multiway.specs.config import Config, keys_of, kinds_in, unwrap
+from multiway.specs.merge import wiring_names
+from multiway.specs.parts import Activation, Initial
+from multiway.specs.wiring import Wiring
+
+Found = tuple[str, str, Any]
+
+# Sums of projected values have no norm.
+IMPOSSIBLE = {("SumNorm", "streams", "value")}
+
+
+def configs_in(annotation: Any) -> list[type[Config]]:
+    """The classes of mappings that a key may hold, also in a list."""
+    inner, _ = unwrap(annotation)
+    kinds = kinds_in(inner)
+    if kinds is not None:
+        return list(kinds.classes.values())
+    if typing.get_origin(inner) is tuple:
+        return configs_in(typing.get_args(inner)[0])
+    return [inner] if isinstance(inner, type) and issubclass(inner, Config) else []
+
+
+def choices_of(annotation: Any) -> list[Any]:
+    """Words that a key may hold, alone or in a list; of a flag true and false.
+
+    Functions are not told apart: they are the same everywhere.
+    """
+    inner, _ = unwrap(annotation)
+    if inner == Activation:
+        return []
+    if typing.get_origin(inner) is tuple:
+        return choices_of(typing.get_args(inner)[0])
+    if typing.get_origin(inner) is typing.Literal:
+        return list(typing.get_args(inner))
+    return [True, False] if inner is bool else []
+
+
+def expected(cls: type[Config]) -> Iterator[Found]:
+    """Every key below a class with each of its choices, or None for a key without."""
+    for name, (annotation, _) in keys_of(cls).items():
+        for choice in choices_of(annotation) or [None]:
+            yield cls.__name__, name, choice
+        for inner in configs_in(annotation):
+            if inner is not Initial:  # has tests of its own
+                yield from expected(inner)
+
+
+def drawn_in(value: Any, cls: type[Config]) -> Iterator[Found]:
+    """The same of one wiring."""
+    if isinstance(value, str):
+        value = {cls.short: value}
+    for name, given_value in value.items() if isinstance(value, dict) else ():
+        annotation, _ = keys_of(cls)[name]
+        several = given_value if isinstance(given_value, list) else [given_value]
+        for each in several if choices_of(annotation) else [None]:
+            yield cls.__name__, name, each
+        for each in several:
+            for inner in configs_in(annotation):
+                kind = each.get("kind") if isinstance(each, dict) else None
+                if inner is not Initial and kind in (None, *choices_of_kind(inner)):
+                    yield from drawn_in(each, inner)
+
+
+def choices_of_kind(cls: type[Config]) -> list[Any]:
+    keys = keys_of(cls)
+    return choices_of(keys["kind"][0]) if "kind" in keys else []
+
+
+@pytest.fixture(scope="module")
+def drawn() -> set[Found]:
+    found: set[Found] = set()
+
+    @hypothesis.settings(
+        max_examples=1000,
+        database=None,
+        deadline=None,
+        derandomize=True,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.integers(1, 4).flatmap(lambda d: wirings(width=12, depth=d, values=True)))
+    def collect(wiring: Any) -> None:
+        found.update(drawn_in(wiring, Wiring))
+        found.add(("named", wiring if isinstance(wiring, str) else wiring.get("use"), None))
+
+    collect()
+    return found
+
+
+@pytest.mark.parametrize("wanted", sorted(set(expected(Wiring)) - IMPOSSIBLE, key=str), ids=str)
+def test_every_key_is_drawn_with_every_choice(wanted: Found, drawn: set[Found]) -> None:
+    assert wanted in drawn, "tests/wiring_strategies.py never draws it"
+
+
+@pytest.mark.parametrize("name", wiring_names())
+def test_every_wiring_with_a_file_is_drawn(name: str, drawn: set[Found]) -> None:
+    assert ("named", name, None) in drawn
