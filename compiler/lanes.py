@@ -90,7 +90,9 @@ class LaneState:
         found = {}
         for kind in lane_columns(self.lanes, site):
             at = f"{path}.{kind}"
-            made = build.linear(f"{at}.linear", z, part=weights, params=at)
+            # The bias beside this weight is added behind the scale, not by the projection.
+            matrix = {"weight": f"{at}.weight"}
+            made = build.node(f"{at}.linear", "linear", {"x": z}, params=matrix, part=weights)
             params = {role: f"{at}.{role}" for role in ("scale", "bias")}
             op, attrs = self._gate(weights, kind)
             found[kind] = build.node(

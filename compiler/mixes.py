@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from multiway.compiler.declared import join
 from multiway.compiler.graph import Value
 from multiway.compiler.wiring_parameters import generator_norm, history_norm, router_path
 from multiway.specs.readings import Reading, Site, read_sources
@@ -53,7 +54,8 @@ class MixState:
         change = y if self.mix.at == "sublayer" else whole
         if self.group is not None:
             given = {"a": self.group, "b": change}
-            change = self.builder.node(f"{site.path}.group", "add", given, part=self.mix)
+            path = self._below(site.path, "group")
+            change = self.builder.node(path, "add", given, part=self.mix)
         self.group, self.grouped = change, self.grouped + 1
         if self.grouped == self.mix.group:
             self.add_source(change)
@@ -73,17 +75,20 @@ class MixState:
         self.listed = len(self.sources)
         history = self.lists[found.sources[-1] % self.mix.dilation if self.group is None else 0]
         if self.mix.partial and self.group is not None:
-            given = {"history": history, "x": self._normed(len(self.sources), self.group)}
-            return self.builder.node(f"{self._list_path(site)}.partial", "append", given)
+            path = f"{self._list_path(site)}.partial"
+            path = f"{path}.{found.index}" if self.mix.at == "block" else path
+            x = self._normed(len(self.sources), self.group, f"{path}.norm")
+            given = {"history": history, "x": x}
+            return self.builder.node(path, "append", given)
         return history
 
     def _list_path(self, site: Site) -> str:
         """Lists of blocks stand outside of blocks, so that blocks are alike."""
-        if self.mix.at == "sublayer":
-            return (
-                f"{site.path}.history" if self.name == "mix" else f"{site.path}.{self.name}.history"
-            )
-        return "history" if self.name == "mix" else f"{self.name}.history"
+        return self._below(site.path if self.mix.at == "sublayer" else "", "history")
+
+    def _below(self, path: str, name: str) -> str:
+        """A path for nodes of this mix; those of the first have no name in it."""
+        return join(path, name if self.name == "mix" else f"{self.name}.{name}")
 
     def _append(self, site: Site, number: int) -> None:
         rest = number % self.mix.dilation
@@ -93,11 +98,12 @@ class MixState:
         path = f"{self._list_path(site)}.{number}"
         self.lists[rest] = self.builder.node(path, "append", given)
 
-    def _normed(self, number: int, x: Value) -> Value:
+    def _normed(self, number: int, x: Value, path: str = "") -> Value:
+        """A source behind its norm. `path`: of the node, where it is not that of its parameters."""
         if self.mix.source_norm is None:
             return x
-        path = history_norm(self.name, number)
-        return self.builder.norm(path, self.mix.source_norm, x)
+        params = history_norm(self.name, number)
+        return self.builder.norm(path or params, self.mix.source_norm, x, params=params)
 
     # Sums
 
