@@ -4,10 +4,15 @@
     names:    ours -> theirs; `{way}` matches a key and is replaced by its value, `{i}` matches a
               number; behind the arrow `{i-1}` and dims such as `{depth-1}` may be used
     stacked:  several of ours, laid on top of one another, are one of theirs; with `groups: heads`
-              (a number or a dim) they alternate, one part of each for every head
+              (a number or a dim) they alternate, one part of each for every head. `along: columns`
+              lays them side by side, `along: new` one behind the other on a new first axis.
+              `each: {i: depth}` lets {i} run over all blocks instead of being a part of the name.
+              The result may have its last two axes exchanged (`transpose: true`) or be one row of
+              numbers (`flat: true`).
     ignore:   patterns of theirs that nothing reads
 
-`when:` limits an entry to specs with that wiring. Both directions follow from one table.
+`{2*i+1}` works out a number. `when:` limits an entry to specs with that wiring, or one of several.
+Both directions follow from one table.
 """
 
 from __future__ import annotations
@@ -18,7 +23,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-_VARIABLE = re.compile(r"\{(\w+)(?:([+-])(\d+))?\}")
+_VARIABLE = re.compile(r"\{(?:(\d+)\*)?(\w+)(?:([+-])(\d+))?\}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,14 @@ class Pair:
     ours: tuple[str, ...]
     theirs: str
     groups: int = 1  # e.g. heads, where each head has its query, key and value rows together
+    along: str = "rows"  # columns: side by side; new: along a new first axis
+    transpose: bool = False  # theirs has the last two axes exchanged
+    flat: bool = False  # theirs is one row of numbers
+
+    @property
+    def plain(self) -> bool:
+        """Whether theirs is one parameter of ours as it is."""
+        return len(self.ours) == 1 and self.along != "new" and not (self.transpose or self.flat)
 
 
 class RenameTable:
@@ -51,7 +64,10 @@ class RenameTable:
         ]
 
     def _holds(self, entry: Mapping[str, Any]) -> bool:
-        return all(self.facts.get(name) == value for name, value in entry.get("when", {}).items())
+        return all(
+            self.facts.get(name) in (values if isinstance(values, list) else [values])
+            for name, values in entry.get("when", {}).items()
+        )
 
     def ignores(self, theirs: str) -> bool:
         """Whether a foreign tensor may be left unread."""
@@ -82,10 +98,22 @@ class RenameTable:
             for pattern in entry["ours"]:
                 bound = self._match(pattern, path)
                 if bound is not None:
-                    ours = tuple(_fill(each, bound, {}) for each in entry["ours"])
-                    groups = int(self.facts.get(entry.get("groups"), entry.get("groups", 1)))
-                    return Pair(ours, self._foreign(entry["theirs"], bound), groups)
+                    return self._stacked_pair(entry, bound)
         return None
+
+    def _stacked_pair(self, entry: Mapping[str, Any], bound: Mapping[str, str]) -> Pair:
+        turns: list[dict[str, Any]] = [dict(bound)]
+        for name, count in entry.get("each", {}).items():
+            numbers = range(int(self.facts.get(count, count)))
+            turns = [{**turn, name: number} for number in numbers for turn in turns]
+        return Pair(
+            tuple(_fill(each, turn, {}) for turn in turns for each in entry["ours"]),
+            self._foreign(entry["theirs"], bound),
+            int(self.facts.get(entry.get("groups"), entry.get("groups", 1))),
+            entry.get("along", "rows"),
+            bool(entry.get("transpose", False)),
+            bool(entry.get("flat", False)),
+        )
 
     def _single(self, path: str) -> Pair | None:
         for pattern, theirs in self.names.items():
@@ -117,10 +145,10 @@ class RenameTable:
 
 def _fill(text: str, values: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     def one(match: re.Match[str]) -> str:
-        name, sign, shift = match.groups()
+        factor, name, sign, shift = match.groups()
         value = values.get(name, facts.get(name))
-        if not sign:
+        if not (factor or sign):
             return str(value)
-        return str(int(value) + (int(shift) if sign == "+" else -int(shift)))
+        return str(int(factor or 1) * int(value) + int(f"{sign or ''}{shift or 0}"))
 
     return _VARIABLE.sub(one, text)

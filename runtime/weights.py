@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from multiway.runtime.checkpoint import Checkpoint, open_checkpoint
 from multiway.runtime.model import Model
 from multiway.runtime.rename import Pair, RenameTable
+from multiway.runtime.stacking import laid, laid_shape, taken
 from multiway.specs.errors import MultiwayError, nearest
 
 FORMAT = "multiway"
@@ -44,7 +45,7 @@ def export_weights(model: Model, path: str | Path, table: RenameTable) -> None:
             place=str(path),
             notes=(("first", ", ".join(unknown[:5])),),
         )
-    tensors = {pair.theirs: _stacked(pair, own) for pair in pairs}
+    tensors = {pair.theirs: laid(pair, [own[n] for n in pair.ours]).contiguous() for pair in pairs}
     if path.suffix in TORCH_SUFFIXES:
         wrapped = {table.unwrap[0]: tensors} if table.unwrap else tensors
         _write(path, lambda name: torch.save(wrapped, name))
@@ -55,28 +56,6 @@ def export_weights(model: Model, path: str | Path, table: RenameTable) -> None:
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Writes tensors as safetensors, as a whole or not at all. Raises MultiwayError."""
     _write(path, lambda name: save_file(dict(tensors), name, metadata={"format": "pt"}))
-
-
-def _stacked(pair: Pair, own: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """Our tensors as the one that a foreign file has."""
-    if len(pair.ours) == 1:
-        return own[pair.ours[0]].contiguous()
-    parts = [_grouped(own[name], pair.groups) for name in pair.ours]
-    return torch.cat(parts, dim=1).flatten(0, 1).contiguous()
-
-
-def _grouped(tensor: torch.Tensor, groups: int) -> torch.Tensor:
-    return tensor.reshape(groups, -1, *tensor.shape[1:])
-
-
-def _unstacked(pair: Pair, theirs: torch.Tensor, rows: Sequence[int]) -> Sequence[torch.Tensor]:
-    """The inverse of _stacked; `rows` are the first axes of our tensors."""
-    if len(rows) == 1:
-        return (theirs,)
-    parts = torch.split(
-        _grouped(theirs, pair.groups), [count // pair.groups for count in rows], dim=1
-    )
-    return [part.flatten(0, 1) for part in parts]
 
 
 def _write(path: Path, write: Callable[[str], None]) -> None:
@@ -124,8 +103,8 @@ def load_weights(
     plan.make(table)
     with torch.no_grad():
         for pair in plan.pairs:
-            rows = [plan.own[name].shape[0] if plan.own[name].dim() else 1 for name in pair.ours]
-            parts = _unstacked(pair, checkpoint[pair.theirs], rows)
+            shapes = [plan.own[name].shape for name in pair.ours]
+            parts = taken(pair, checkpoint[pair.theirs], shapes)
             for name, part in zip(pair.ours, parts, strict=True):
                 target = plan.own[name]
                 if name in plan.loaded.resized:
@@ -177,7 +156,7 @@ class _Plan:
             return
         found, wanted = self.checkpoint.shape(pair.theirs), self.wanted(pair)
         if found != wanted:
-            if not self.resizable(pair.ours[0], found):
+            if not pair.plain or not self.resizable(pair.ours[0], found):
                 self.misshaped.append(f"{pair.theirs} is {list(found)}, needs {list(wanted)}")
                 return
             self.loaded.resized.append(pair.ours[0])
@@ -185,9 +164,7 @@ class _Plan:
 
     def wanted(self, pair: Pair) -> torch.Size:
         shapes = [self.own[name].shape for name in pair.ours]
-        if len(shapes) == 1:
-            return shapes[0]
-        return torch.Size([sum(shape[0] for shape in shapes), *shapes[0][1:]])
+        return shapes[0] if pair.plain else laid_shape(pair, shapes)
 
     def may_be_left(self, name: str, table: RenameTable | None) -> bool:
         if table is not None and table.ignores(name):

@@ -1,7 +1,9 @@
 """Reads the families: a folder each, with spec.yaml, sizes.yaml, weights.yaml and card.yaml.
 
-A row of sizes.yaml is an entry: its name and the dims that differ. A further YAML file in the
-folder is an entry that changes more than numbers. Adding a model touches its folder only.
+A row of sizes.yaml is an entry: its name and the dims that differ. With a variants.yaml beside it,
+a row is a size of every variant: `hc` and `12x512` make the entry `hc-12x512`, and a row of
+variants.yaml is what that variant changes in the spec. A further YAML file in the folder is an
+entry that changes more than numbers. Adding a model touches its folder only.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from multiway.specs.source import Node, read_file
 from multiway.specs.spec import Spec
 
 FOLDER = Path(__file__).parent
-_OTHER = {"spec", "sizes", "weights", "card"}
+_OTHER = {"spec", "sizes", "variants", "weights", "card"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Entry:
     name: str
     family: str
     document: Node
+    variant: str | None = None  # the row of variants.yaml that it comes from
 
     @property
     def card(self) -> Mapping[str, Any]:
@@ -80,20 +83,28 @@ class Catalogue:
     def _base(self, family: str) -> Node:
         return read_file(self.folder / family / "spec.yaml")
 
+    def _variants(self, family: str) -> Iterator[tuple[str | None, Node]]:
+        """The names in variants.yaml and the family's spec with what each changes."""
+        path, base = self.folder / family / "variants.yaml", self._base(family)
+        if not path.exists():
+            yield None, base
+            return
+        for name, change in read_file(path).value.items():
+            yield name, merge(base, change)
+
     def _entries(self, family: str) -> Iterator[Entry]:
         folder = self.folder / family
         sizes = read_file(folder / "sizes.yaml")
-        for name, row in sizes.value.items():
-            change = Node({"name": _text(name, sizes), "dims": row}, row.span, sizes.keys)
-            yield Entry(name, family, merge(self._base(family), change))
+        for variant, changed in self._variants(family):
+            for size, row in sizes.value.items():
+                name = f"{variant}-{size}" if variant else size
+                text = Node(name, sizes.key_span(size), quoted=True)
+                change = Node({"name": text, "dims": row}, row.span, sizes.keys)
+                yield Entry(name, family, merge(changed, change), variant)
         for path in sorted(folder.glob("*.yaml")):
             if path.stem not in _OTHER:
                 document = read_file(path)
                 yield Entry(path.stem, family, document)
-
-
-def _text(name: str, node: Node) -> Node:
-    return Node(name, node.key_span(name), quoted=True)
 
 
 @functools.cache

@@ -1,0 +1,56 @@
+"""How several parameters of ours lie in one tensor of a foreign file, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from multiway.runtime.rename import Pair
+
+
+def laid(pair: Pair, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Our tensors, in the order of `pair.ours`, as the one that a foreign file has."""
+    whole = _together(pair, parts)
+    if pair.transpose:
+        whole = whole.mT
+    return whole.flatten() if pair.flat else whole
+
+
+def taken(pair: Pair, theirs: torch.Tensor, shapes: Sequence[torch.Size]) -> list[torch.Tensor]:
+    """The inverse of `laid`. `shapes` are those of our tensors, which may be views of theirs."""
+    if pair.flat:
+        theirs = theirs.reshape(laid_shape(pair, shapes, flat=False))
+    if pair.transpose:
+        theirs = theirs.mT
+    if pair.along == "new":
+        return list(theirs.unbind(0))
+    if len(shapes) == 1:
+        return [theirs]
+    if pair.along == "columns":
+        return list(theirs.split([shape[1] for shape in shapes], dim=1))
+    rows = [shape[0] // pair.groups for shape in shapes]
+    return [part.flatten(0, 1) for part in _grouped(theirs, pair.groups).split(rows, dim=1)]
+
+
+def laid_shape(pair: Pair, shapes: Sequence[torch.Size], *, flat: bool = True) -> torch.Size:
+    """The shape of `laid`; without `flat` that before it is made one row."""
+    parts = [torch.empty(shape, device="meta") for shape in shapes]
+    whole = _together(pair, parts)
+    if pair.transpose:
+        whole = whole.mT
+    return torch.Size([whole.numel()]) if pair.flat and flat else whole.shape
+
+
+def _together(pair: Pair, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    if pair.along == "new":
+        return torch.stack(list(parts))
+    if len(parts) == 1:
+        return parts[0]
+    if pair.along == "columns":
+        return torch.cat(list(parts), dim=1)
+    return torch.cat([_grouped(part, pair.groups) for part in parts], dim=1).flatten(0, 1)
+
+
+def _grouped(tensor: torch.Tensor, groups: int) -> torch.Tensor:
+    return tensor.reshape(groups, -1, *tensor.shape[1:])
