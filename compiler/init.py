@@ -33,6 +33,11 @@ def tiled(value: float) -> Init:
     return Init(kind="tiled", value=value)
 
 
+def diagonal(value: float) -> Init:
+    """`value` on the diagonal of a square matrix that is laid out as one row; 0 elsewhere."""
+    return Init(kind="diagonal", value=value) if value else ZEROS
+
+
 def scaled(start: Init, factor: float) -> Init:
     """The same distribution, times a factor. Raises KeyError for a kind that has no such form."""
     numbers = {name: getattr(start, name) * factor for name in ("std", "cut", "bound", "value")}
@@ -41,6 +46,6 @@ def scaled(start: Init, factor: float) -> Init:
             return start
         case "ones":
             return Init(kind="constant", value=factor)
-        case "normal" | "truncated_normal" | "uniform" | "constant" | "tiled":
+        case "normal" | "truncated_normal" | "uniform" | "constant" | "tiled" | "diagonal":
             return Init(kind=start.kind, **numbers)
     raise KeyError(start.kind)

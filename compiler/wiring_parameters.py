@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multiway.compiler.declared import Declared, initial_values, start_of
-from multiway.compiler.init import IDENTITY, NORMAL, ONES, ZEROS, Init, one_hot, tiled
+from multiway.compiler.init import IDENTITY, NORMAL, ONES, ZEROS, Init, diagonal, one_hot, tiled
 from multiway.specs.config import Config, Real
 from multiway.specs.parts import Initial, PlainNorm
 from multiway.specs.readings import Reading, Site, read_sources, reading
@@ -190,4 +190,6 @@ def _manifold(declared: Declared, lanes: Lanes, weights: Manifold, path: str, si
         _linear(declared, f"{path}.{kind}", out, total, start, weights)
         scale = Init(kind="constant", value=weights.scale)
         declared.add(f"{path}.{kind}.scale", (), scale, weights)
-        declared.add(f"{path}.{kind}.bias", (out,), ZEROS, weights)
+        mixing = weights.sinkhorn if kind == "mix" else None
+        bias = diagonal(mixing.diagonal) if mixing is not None else ZEROS
+        declared.add(f"{path}.{kind}.bias", (out,), bias, weights)

@@ -50,6 +50,9 @@ def initialise(tensor: torch.Tensor, start: Start, generator: torch.Generator) -
         case "one_hot":
             tensor.zero_()
             tensor[int(start.value)] = 1.0
+        case "diagonal":
+            tensor.zero_()
+            tensor[:: math.isqrt(tensor.numel()) + 1] = start.value
         case "tiled":
             tensor.zero_()
             columns = torch.arange(tensor.shape[1], device=tensor.device)

@@ -178,6 +178,7 @@ class Sinkhorn(Config):
     )
     eps: Real = key("added to what is divided by, and to a softmax", default=1e-6)
     transpose: bool = key("new lane k sums over entries [k, j] instead of [j, k]", default=False)
+    diagonal: Real = key("start of the bias on the diagonal", default=0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,13 +16,17 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load_file
 
 import multiway as mw
 from multiway.runtime.model import Model, new_cache
+from multiway.runtime.stacking import laid
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from parity_wirings import run_wiring  # noqa: E402
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -41,6 +45,11 @@ class Case:
     misses: list[str] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
 
+    @property
+    def family(self) -> str:
+        """What the case is called; those of wirings have a `connection`."""
+        return "wiring" if "connection" in self.config else str(self.data.get("family"))
+
     def __post_init__(self) -> None:
         self.data = json.loads((self.folder / "config.json").read_text())
         self.config = self.data["config"]
@@ -53,7 +62,10 @@ class Case:
         """Raises Unsupported unless configuration values are those given (or absent)."""
         for key, value in wanted.items():
             if key in self.config and self.config[key] != value:
-                raise Unsupported(key)
+                self.unsupported(key)
+
+    def unsupported(self, key: str) -> NoReturn:
+        raise Unsupported(key)
 
     def know(self, keys: str) -> None:
         """Raises Unsupported for a configuration key that nobody has looked at."""
@@ -104,13 +116,16 @@ class Case:
                 torch.zeros_like(own[n]) if g is None else g
                 for n, g in zip(pair.ours, parts, strict=True)
             ]
-            got = torch.cat(filled) if len(filled) > 1 else filled[0]
+            got = laid(pair, filled)
             name = f"grad {pair.theirs}"
             if want is None:
                 if pair.theirs in self.data["params_without_grad"]:
                     self.note(name, float(got.abs().max() > 0))
                 else:
                     self.misses.append(f"{name} was not recorded")
+                continue
+            if got.shape != want.shape:
+                self.misses.append(f"{name} has shape {list(got.shape)}, not {list(want.shape)}")
                 continue
             allowed = floor
             if pair.theirs not in noise | zero:
@@ -463,8 +478,10 @@ def run_caption_decode(case: Case, model: Model) -> None:
 def run_case(folder: Path) -> Case:
     """Compares one case. Raises Unsupported."""
     case = Case(folder)
-    family = case.data.get("family")
-    if family in _HEADS:
+    family = case.family
+    if family == "wiring":
+        run_wiring(case)
+    elif family in _HEADS:
         run_beit3(case)
     elif family in ("muddpythia", "muddformer"):
         run_mudd(case)
