@@ -26,7 +26,7 @@ from multiway.runtime.model import Model, new_cache
 from multiway.runtime.stacking import laid
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from parity_wirings import run_wiring  # noqa: E402
+from parity_wirings import run_wiring
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -6,14 +6,20 @@ whose weights.yaml gives the names of the original's parameters.
 
 from __future__ import annotations
 
+import fnmatch
+import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 import multiway as mw
+from multiway.runtime.stacking import laid
 
 if TYPE_CHECKING:
     from parity import Case
+
+    from multiway.runtime.model import Model
 
 _KEYS = """
     vocab_size n_layer n_head d_model mlp_ratio max_seq_len rope_theta tie_embeddings connection
@@ -158,6 +164,7 @@ def run_wiring(case: Case) -> None:
         loss.backward()
         case.compare_loss(loss)
         case.compare_grads(model)
+    compare_initial(case, spec)
     sources = {name: Tapped(case, name) for name in case.outputs if name not in case.seen}
     taps = sorted({tap for each in sources.values() for tap in each.taps})
     if not taps:
@@ -169,6 +176,50 @@ def run_wiring(case: Case) -> None:
     for name, each in sources.items():
         if each.taps:
             case.compare(name, each.make([tapped[tap] for tap in each.taps]))
+
+
+def compare_initial(case: Case, spec: dict[str, Any]) -> None:
+    """Compares a fresh model with init.json: constants to the bit, patterns to 1e-7, draws
+    by their mean and spread over three models."""
+    path = case.folder / "init.json"
+    if not path.exists():
+        return
+    data = json.loads(path.read_text())
+    rules = {**data["body_parameters"], **data["wiring_parameters"]}
+    fresh = [foreign(mw.compile(spec, fuse=False, seed=seed)) for seed in range(3)]
+    for name in fresh[0]:
+        found = [rule for pattern, rule in rules.items() if fnmatch.fnmatchcase(name, pattern)]
+        if not found:
+            case.misses.append(f"{name} has no recorded start")
+            continue
+        value = torch.stack([tensors[name] for tensors in fresh])
+        if list(value.shape[1:]) != found[-1]["shape"]:
+            case.misses.append(f"{name} starts with shape {list(value.shape[1:])}")
+            continue
+        off = far(value, found[-1])
+        case.note(f"start of {name}", off if off > 1 else 0.0)
+
+
+def far(value: torch.Tensor, recorded: dict[str, Any]) -> float:
+    """How far initial values are from a rule, as a fraction of what is allowed."""
+    rule, pattern = recorded["rule"], recorded.get("value_here")
+    if rule["kind"] == "constant":
+        return 0.0 if bool((value == rule["value"]).all()) else math.inf
+    if rule["kind"] == "normal":
+        count, std = value.numel(), rule["std"]
+        mean = float(value.mean() - rule["mean"]) / (5 * std / count**0.5)
+        spread = float(value.std() / std - 1) / (5 / (2 * count) ** 0.5)
+        return max(abs(mean), abs(spread))
+    if pattern is not None:
+        return float((value - torch.tensor(pattern)).abs().max()) / 1e-7
+    return 0.0
+
+
+def foreign(model: Model, *, grads: bool = False) -> dict[str, torch.Tensor]:
+    """The parameters of a model, or their gradients, under foreign names."""
+    own = {name: p.grad if grads else p.detach() for name, p in model.named_parameters()}
+    pairs, _ = mw.rename_table(model.spec).pairs(own)
+    return {pair.theirs: laid(pair, [own[n] for n in pair.ours]) for pair in pairs}
 
 
 class Tapped:
@@ -184,7 +235,9 @@ class Tapped:
         qkv = self.options.get("qkv", True)
         self.ways = ["r"] if last or not qkv else ["q", "k", "v", "r"]
         found = getattr(self, f"_{self.kind}", None)
-        self.taps: list[str] = found() if found is not None and (number or not _counts(name)) else []
+        self.taps: list[str] = (
+            found() if found is not None and (number or not _counts(name)) else []
+        )
 
     def make(self, values: list[torch.Tensor]) -> torch.Tensor:
         if self.kind in ("pre", "post", "head", "beta"):

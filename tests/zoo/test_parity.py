@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 SCRIPT = Path(__file__).resolve().parents[1] / "parity.py"
 SHARED = SCRIPT.parents[1].parent / "shared" / "golden"
-CASES = sorted(path.parent for path in SHARED.glob("*/*/config.json"))
+WIRINGS = SHARED.parent / "golden_wirings"
+CASES = sorted(path.parent for root in (SHARED, WIRINGS) for path in root.glob("*/*/config.json"))
 pytestmark = pytest.mark.skipif(not CASES, reason=f"no recorded cases at {SHARED}")
 
 
@@ -83,6 +84,41 @@ def test_a_changed_weight_is_a_miss(parity: Any, case: Path, name: str, capsys: 
     save_file(tensors, case / "weights.safetensors")
     assert parity.main([str(case)]) == 1
     assert "logits is off by" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({"connection": "other"}, "connection"),
+        ({"connection_kwargs": {"n": 2, "lanes": 3}}, "lanes"),
+        ({"dropout": 0.1}, "dropout"),
+    ],
+)
+def test_what_a_wiring_lacks_is_said(
+    parity: Any, tmp_path: Path, values: dict[str, Any], key: str, capsys: Any
+) -> None:
+    case = Path(shutil.copytree(WIRINGS / "hc" / "static_n2", tmp_path / "case"))
+    configure(case, **values)
+    assert parity.main([str(case)]) == 2
+    assert f"unsupported {key}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("hc/static_n2", {"rope_theta": 9000.0}),
+        ("mhc/n3", {"connection_kwargs": {"n": 3, "sinkhorn_iters": 2}}),
+        ("muddformer/prepost", {"mlp_ratio": 2.1}),
+        ("denseformer/dilation1", {"connection_kwargs": {"dilation": 2}}),
+        ("attnres/full", {"connection_kwargs": {"heads": 2, "block_size": 0}}),
+    ],
+)
+def test_a_changed_wiring_is_a_miss(
+    parity: Any, tmp_path: Path, case: str, options: dict[str, Any], capsys: Any
+) -> None:
+    folder = Path(shutil.copytree(WIRINGS / case, tmp_path / "case"))
+    configure(folder, **options)
+    assert parity.main([str(folder)]) == (2 if "mlp_ratio" in options else 1)
 
 
 def test_a_missing_file_is_no_traceback(parity: Any, tmp_path: Path, capsys: Any) -> None:
