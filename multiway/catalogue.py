@@ -45,6 +45,7 @@ def summary(entry: Entry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "family": entry.family,
+        "variant": entry.variant,
         "parameters": {head: count_parameters(spec, head) for head in spec.heads},
         "heads": {name: getattr(head, "kind", "") for name, head in spec.heads.items()},
         "wiring": spec.wiring.use,

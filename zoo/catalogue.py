@@ -60,8 +60,10 @@ class Catalogue:
         return iter(self.entries.values())
 
     def matching(self, pattern: str) -> list[Entry]:
-        """Entries whose name or family matches a glob, or begins with the text."""
-        return [
+        """Entries whose name or family matches a glob, or begins with the text. `NAME-*` is every
+        size of a variant, where there is one of that name, and not what begins alike."""
+        sizes = [entry for entry in self if entry.variant and f"{entry.variant}-*" == pattern]
+        return sizes or [
             entry
             for entry in self
             if fnmatch.fnmatchcase(entry.name, pattern)

@@ -49,7 +49,12 @@ def command(
             print_json(found) if as_json else typer.echo(comparison(a, b, found))
         case [pattern]:
             rows = listed(pattern, head, wiring, routing, max_params)
-            print_json(rows) if as_json else typer.echo(table(rows) if rows else "no entry fits")
+            if as_json:
+                print_json(rows)
+                return
+            if words is None and wiring is None:
+                rows = folded(rows)
+            typer.echo(table(rows) if rows else "no entry fits")
         case other:
             raise MultiwayError.one(
                 "usage",
@@ -86,6 +91,18 @@ def listed(
         and (routing is None or routing in (row["routing"] or ["none"]))
         and (limit is None or min(row["parameters"].values()) <= limit)
     ]
+
+
+def folded(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sizes of a variant as one row, `hc-*`; other entries as they are."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        whole = row["variant"] is None
+        key = (row["family"], row["name"] if whole else f"{row['variant']}-*")
+        first = found.setdefault(key, {**row, "name": key[1], "parameters": {}})
+        for head, count in row["parameters"].items():
+            first["parameters"][f"{row['name']} {head}"] = count
+    return list(found.values())
 
 
 def parse_count(text: str) -> float:

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 import multiway as mw
 from multiway.runtime.model import Model
+from multiway.runtime.stacking import laid_shape
 from multiway.specs.errors import MultiwayError
 from multiway.zoo import catalogue
 
@@ -55,12 +56,9 @@ def test_foreign_names_are_read(name: str, head: str, suffix: str, tmp_path: Pat
     own = dict(model.named_parameters())
     pairs, unknown = mw.rename_table(model.spec).pairs(own)
     assert unknown == []
-    single = [pair for pair in pairs if len(pair.ours) == 1]
-    tensors = random_like({pair.theirs: own[pair.ours[0]].shape for pair in single})
-    for pair in pairs:
-        if len(pair.ours) > 1:
-            rows = sum(own[each].shape[0] for each in pair.ours)
-            tensors |= random_like({pair.theirs: (rows, *own[pair.ours[0]].shape[1:])})
+    single = [pair for pair in pairs if pair.plain]
+    shapes = {pair: [own[each].shape for each in pair.ours] for pair in pairs}
+    tensors = random_like({pair.theirs: laid_shape(pair, shapes[pair]) for pair in pairs})
     family = mw.rename_table(model.spec)
     under = family.unwrap[0] if family.unwrap else ""
     mw.import_weights(model, write(tensors, tmp_path / f"w{suffix}", under=under))
