@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from multiway.compiler.costs import default_sizes, moved_bytes, products
+from multiway.compiler.costs import default_sizes, moved_bytes, node_moved_bytes, part_of, products
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, block_of
 from multiway.compiler.op import registry
 from multiway.compiler.pipeline import Stage
@@ -40,6 +40,7 @@ def report(
             }
             for stage in stages[1:]
         ],
+        "wiring": {"before": wiring(built, chosen), "after": wiring(fused, chosen)},
         **_memory_plan(fused),
         "kernels": kernel_use(fused, chosen),
     }
@@ -64,6 +65,13 @@ def counts(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, int]:
         "products": products(graph),
         "moved_bytes": moved_bytes(graph, sizes),
     }
+
+
+def wiring(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, int]:
+    """Nodes that a wiring added, or that stand for such, and the bytes that they read and write."""
+    added = [record for record in graph if part_of(record.path) == "wiring"]
+    moved = sum(node_moved_bytes(graph, record, sizes) for record in added)
+    return {"nodes": len(added), "moved_bytes": moved}
 
 
 def kernel_use(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
@@ -129,6 +137,8 @@ def to_text(found: Mapping[str, Any]) -> str:
         reasons = Counter(_folded(reason) for reason in each["refused"].values())
         lines += [f"      refused {count} times: {reason}" for reason, count in reasons.items()]
     lines.append(f"  in all: {summary(found)}")
+    if found["wiring"]["before"]["nodes"]:
+        lines.append(f"  of the wiring: {_wiring_summary(found['wiring'])}")
     if found["recompute"]:
         lines.append(f"  recomputed in backward: {_places(found['recomputed_nodes'], most=16)}")
         lines.append(
@@ -148,6 +158,15 @@ def summary(found: Mapping[str, Any]) -> str:
         f"nodes {before['nodes']} to {after['nodes']}, products {before['products']} to "
         f"{after['products']}, bytes moved {after['moved_bytes'] / before['moved_bytes']:.2f} of "
         "before"
+    )
+
+
+def _wiring_summary(found: Mapping[str, Mapping[str, int]]) -> str:
+    before, after = (found[stage] for stage in ("before", "after"))
+    shown = (f"{each['moved_bytes'] / 2**20:,.1f} MiB" for each in (before, after))
+    return (
+        f"nodes {before['nodes']} to {after['nodes']}, bytes moved {' to '.join(shown)} "
+        "(with the norms that are fused into them)"
     )
 
 

@@ -29,7 +29,7 @@ class Trunk:
         self.sublayers = Sublayers(builder, seq)
         self.mixes = [MixState(builder, name, mix) for name, mix in self.wiring.mixes()]
         self.lanes = LaneState(builder, self.wiring.lanes) if self.wiring.lanes else None
-        self.change: Value | None = None  # what the block has added so far
+        self.added: list[Value] = []  # by the sublayers of the block so far
 
     def run(self) -> Value:
         self._open()
@@ -53,7 +53,7 @@ class Trunk:
     def _sublayer(self, site: Site, following: Site) -> None:
         reads = self._reads(site)
         if site.opens:
-            self.change = None
+            self.added = []
         outputs = []
         if site.part != "ffn":
             split = split_norms(self.spec, site)
@@ -111,12 +111,12 @@ class Trunk:
             y = self._sum(f"{site.path}.both", outputs)
             outputs = [y]
             self.builder.name(f"outputs.{site.index}", y)
-            whole = [self.change] if self.change is not None else []
-            self.change = self._sum(f"{site.block}.change", [*whole, y])
+            self.added.append(y)
+            whole = self._sum(f"{site.block}.change", self.added) if self._sums(site) else y
             if self.lanes is not None and self.lanes.writes(site):
-                self.lanes.write(site, y if self.lanes.lanes.at == "sublayer" else self.change)
+                self.lanes.write(site, y if self.lanes.lanes.at == "sublayer" else whole)
             for mix in self.mixes:
-                mix.add_change(site, y, self.change)
+                mix.add_change(site, y, whole)
         else:
             self.builder.name(f"outputs.{site.index}", outputs[-1])
         if self._wants_sum(site, following):
@@ -129,6 +129,12 @@ class Trunk:
     def _wants_change(self, site: Site) -> bool:
         """Whether anything reads what a sublayer, or its block, adds."""
         return self.lanes is not None or any(mix.mix.of == "change" for mix in self.mixes)
+
+    def _sums(self, site: Site) -> bool:
+        """Whether a block ends here of which something reads all that it adds."""
+        lanes = self.lanes is not None and self.lanes.lanes.at == "block"
+        mixes = any(mix.mix.of == "change" and mix.mix.at == "block" for mix in self.mixes)
+        return site.closes and (lanes or mixes)
 
     def _wants_sum(self, site: Site, following: Site) -> bool:
         """Whether the residual stream goes on: not into lanes, nor where a mix takes its place."""

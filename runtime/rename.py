@@ -109,7 +109,7 @@ class RenameTable:
         return Pair(
             tuple(_fill(each, turn, {}) for turn in turns for each in entry["ours"]),
             self._foreign(entry["theirs"], bound),
-            int(self.facts.get(entry.get("groups"), entry.get("groups", 1))),
+            int(self.facts.get(entry.get("groups", ""), entry.get("groups", 1))),
             entry.get("along", "rows"),
             bool(entry.get("transpose", False)),
             bool(entry.get("flat", False)),

@@ -28,9 +28,9 @@ def taken(pair: Pair, theirs: torch.Tensor, shapes: Sequence[torch.Size]) -> lis
     if len(shapes) == 1:
         return [theirs]
     if pair.along == "columns":
-        return list(theirs.split([shape[1] for shape in shapes], dim=1))
+        return list(torch.split(theirs, [shape[1] for shape in shapes], dim=1))
     rows = [shape[0] // pair.groups for shape in shapes]
-    return [part.flatten(0, 1) for part in _grouped(theirs, pair.groups).split(rows, dim=1)]
+    return [p.flatten(0, 1) for p in torch.split(_grouped(theirs, pair.groups), rows, dim=1)]
 
 
 def laid_shape(pair: Pair, shapes: Sequence[torch.Size], *, flat: bool = True) -> torch.Size:

@@ -51,7 +51,8 @@ def attention(
 
 def _rows(x: Tensor) -> Tensor:
     """x with a contiguous last axis: without one torch writes the scores out."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    # `contiguous` gives an axis of one number back with the odd stride that it has.
+    return x if x.stride(-1) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def _repeats(query: Tensor, mask: Tensor | None) -> bool:

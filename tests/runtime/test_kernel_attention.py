@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from multiway.compiler.ops.attention import attention as attention_reference
 from multiway.runtime.kernels import attention as attention_module
-from multiway.runtime.kernels import kernels
+from multiway.runtime.kernels import kernels, native
 from multiway.runtime.kernels.attention import attention
 
 HALVES = [torch.bfloat16, torch.float16]
@@ -49,6 +49,16 @@ def test_attention_takes_any_layout_and_only_the_gradients_asked_for() -> None:
             inputs,
             fixed,
         )
+
+
+def test_a_head_of_one_channel_with_an_odd_stride_and_a_mask() -> None:
+    strides = (15, 5, 1, 7)  # contiguous, to torch
+    inputs = [draw(2, 3, 5, 2, seed=s).as_strided((2, 3, 5, 1), strides) for s in range(3)]
+    mask = see((2, 1, 1, 5))
+    with native.disabled():
+        found = attention(*inputs, mask=mask, causal=True)
+    want = attention_reference(*inputs, mask=mask, causal=True)
+    torch.testing.assert_close(found, want)
 
 
 def test_a_row_that_sees_nothing_gives_zero() -> None:
