@@ -23,7 +23,7 @@ class Static(Config):
 
     init: Initial | None = key("start of the [streams, sources] matrix; default: newest")
     columns: Literal["read", "all"] = key(
-        "all: also a number for each source that period or dilation leaves out", default="read"
+        "all: also a number for each source that is left out", default="read"
     )
     complement: bool = key(
         "two sources whose weights sum to 1: one learned number, that of the second", default=False
