@@ -17,7 +17,6 @@ import multiway as mw
 from multiway.compiler.build import parameters
 from multiway.compiler.op import registry
 from multiway.runtime.model import Model
-from multiway.specs.merge import wiring_names
 
 Mappings = dict[str, Any]
 TINY = 1e-30  # an eps of norms that no number here is near to
@@ -60,10 +59,6 @@ OPTIONS: dict[str, tuple[Mappings, str]] = {
     ),
 }
 CASES = {**{name: (name, kind) for name, kind in FRESH.items()}, **OPTIONS}
-
-
-def test_it_is_said_of_every_wiring_how_it_starts() -> None:
-    assert sorted(FRESH) == wiring_names()
 
 
 def larger(model: Model) -> Model:
