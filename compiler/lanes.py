@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from multiway.compiler.declared import norm_eps
 from multiway.compiler.graph import Value
 from multiway.compiler.wiring_parameters import has_lanes, lane_columns, lane_norm, lanes_path
 from multiway.specs.readings import Site
@@ -86,7 +87,7 @@ class LaneState:
         build = self.builder
         assert self.state is not None
         z = build.node(f"{path}.joined", "join_lanes", {"lanes": self.state}, part=weights)
-        z = build.norm(f"{path}.norm", lane_norm(weights), z)
+        z = self._manifold_norm(weights, f"{path}.norm", z)
         found = {}
         for kind in lane_columns(self.lanes, site):
             at = f"{path}.{kind}"
@@ -99,6 +100,13 @@ class LaneState:
                 f"{at}.weights", op, {"z": made}, attrs=attrs, params=params, part=weights
             )
         return found
+
+    def _manifold_norm(self, weights: Manifold, path: str, z: Value) -> Value:
+        norm = lane_norm(weights)
+        if weights.root == "inside":
+            return self.builder.norm(path, norm, z)
+        eps = {"eps": norm_eps(norm, self.builder.spec.blocks[0].norm)}
+        return self.builder.node(path, "rms_divide", {"x": z}, attrs=eps, part=norm)
 
     def _gate(self, weights: Manifold, kind: str) -> tuple[str, dict[str, object]]:
         if kind == "read":

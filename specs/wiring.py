@@ -187,6 +187,9 @@ class Manifold(Config):
 
     kind: Literal["manifold"] = key("manifold", default="manifold")
     norm: PlainNorm | None = key("norm of all lanes end to end; default: rms_norm, no weight")
+    root: Literal["inside", "outside"] = key(
+        "whether the eps of that norm is under its root, or added to the root", default="inside"
+    )
     init: Initial | None = key("start of the projections; default: normal, std 0.02")
     scale: Real = key("start of the learned factors on the projections", default=0.01)
     eps: Real = key("added to the weights that read, and to those of the output", default=1e-6)

@@ -212,6 +212,8 @@ def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
     if lanes.split and manifold:
         message = "pieces of the width are for hyper weights"
         _conflict(report, lanes, "split", message, "weights: {kind: hyper}, or copies")
+    if isinstance(lanes.weights, Manifold):
+        _check_root(spec, lanes.weights, report)
     if lanes.output == "weighted" and not manifold:
         message = "a weighted output needs the gates of manifold weights"
         _conflict(report, lanes, "output", message, "sum, or weights: {kind: manifold}")
@@ -282,3 +284,16 @@ def _check_joined(spec: Spec, report: Report) -> None:
     if "sum" in wiring.norms:
         span = wiring.span("norms")
         report.add("wiring-conflict", message, span=span, expected="norms: input, output or both")
+
+
+def _check_root(spec: Spec, weights: Manifold, report: Report) -> None:
+    """`root: outside` is for a norm that has nothing but a root and a gain."""
+    norm = weights.norm
+    kind = "rms_norm" if norm is None else norm.kind or spec.blocks[0].norm.kind
+    if weights.root == "outside" and (kind != "rms_norm" or (norm is not None and norm.bias)):
+        report.add(
+            "wiring-conflict",
+            "eps outside of the root is for rms_norm without bias",
+            span=weights.span("root"),
+            expected="root: inside, or norm: {kind: rms_norm}",
+        )
