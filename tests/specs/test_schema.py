@@ -20,7 +20,7 @@ from multiway.zoo import catalogue
 
 SPECS = Path(mw.__file__).parent / "specs"
 ZOO = Path(mw.__file__).parent / "zoo"
-NOT_SPECS = {"sizes", "weights", "card"}
+NOT_SPECS = {"sizes", "variants", "weights", "card"}
 DOCUMENTS = [
     *sorted(path for path in ZOO.glob("*/*.yaml") if path.stem not in NOT_SPECS),
     *sorted((SPECS / "examples").glob("*.yaml")),
