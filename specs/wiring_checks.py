@@ -238,10 +238,11 @@ def _check_read(spec: Spec, report: Report) -> None:
             if (name, way) not in kept:
                 report.add(
                     "wiring-conflict",
-                    f"nothing reads this sum of {way} in {site.path}, because a later edge stands "
-                    "in its place",
+                    f"nothing reads this sum of {way} in {site.path}, because other sums stand in "
+                    "its place",
                     span=mix.span("streams"),
-                    expected="add: true in the later edge, or another stream",
+                    expected="add: true in a later edge, another stream, or a `where` that leaves "
+                    "this reader out",
                 )
                 return
 

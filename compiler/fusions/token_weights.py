@@ -66,6 +66,8 @@ def match(graph: LayerGraph, weights: Record) -> Match | None:
             return None
         chain.append(found)
     _, output, activation, hidden, norm = chain
+    if "static" in graph.sources(weights.path):  # columns that were picked from a parameter
+        return None
     if norm.params or not all(set(each.params) == {"weight"} for each in (output, hidden)):
         return None
     params = {"hidden": hidden.params["weight"], "output": output.params["weight"]}

@@ -41,6 +41,9 @@ TOGETHER = {
     "mudd with value residual": """
         use: mudd
         edges: [{streams: [value], sources: [0, newest], static: {complement: true}}]""",
+    "picked columns under a generator": """
+        use: mudd
+        mix: {sources: [newest], static: {columns: all}}""",
     "mudd of every second block, dilated": """
         use: mudd
         mix: {period: 2, dilation: 2}""",
