@@ -132,7 +132,7 @@ def wiring_spec(case: Case) -> dict[str, Any]:
     return {
         "multiway": 1,
         "extends": "prenorm",
-        "name": case.folder.name,
+        "name": "recorded",
         "dims": {
             "depth": c["n_layer"],
             "width": c["d_model"],
