@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -35,11 +36,16 @@ def taken(pair: Pair, theirs: torch.Tensor, shapes: Sequence[torch.Size]) -> lis
 
 def laid_shape(pair: Pair, shapes: Sequence[torch.Size], *, flat: bool = True) -> torch.Size:
     """The shape of `laid`; without `flat` that before it is made one row."""
-    parts = [torch.empty(shape, device="meta") for shape in shapes]
-    whole = _together(pair, parts)
+    # By arithmetic: the first operator on a meta tensor loads 80 MB of torch.
+    whole = list(shapes[0])
+    if pair.along == "new":
+        whole = [len(shapes), *whole]
+    elif len(shapes) > 1:
+        axis = 1 if pair.along == "columns" else 0
+        whole[axis] = sum(shape[axis] for shape in shapes)
     if pair.transpose:
-        whole = whole.mT
-    return torch.Size([whole.numel()]) if pair.flat and flat else whole.shape
+        whole[-2:] = reversed(whole[-2:])
+    return torch.Size([math.prod(whole)] if pair.flat and flat else whole)
 
 
 def _together(pair: Pair, parts: Sequence[torch.Tensor]) -> torch.Tensor:

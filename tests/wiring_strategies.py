@@ -291,15 +291,18 @@ SINKHORN = sometimes(
     start=st.sampled_from(["softmax", "exp"]),
     eps=st.sampled_from([1e-6, 1e-2]),
     transpose=st.booleans(),
+    diagonal=st.sampled_from([0.0, 1.5]),
 )
 MANIFOLD = st.builds(
-    lambda more: {"kind": "manifold", **more},
+    # eps outside of the root is for the norm that holds by itself
+    lambda more: {"kind": "manifold", **({**more, "norm": "rms_norm"} if "root" in more else more)},
     sometimes(
         norm=NORM,
         init=INITIAL,
         scale=st.sampled_from([0.01, 1.0]),
         eps=st.sampled_from([1e-6, 1e-2]),
         write=st.sampled_from([1.0, 2.0]),
+        root=st.sampled_from(["inside", "outside"]),
         sinkhorn=st.just(True) | SINKHORN | SINKHORN,
     ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from test_kernels import check, draw
+from comparing import check, draw
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -19,14 +19,12 @@ from multiway.zoo import catalogue
 MUDD = "mudd-pythia-test"
 # Heads that no released checkpoint has.
 UNRELEASED = {"mlm", "mim"}
-# Wirings on the body of prenorm that the code of its weights.yaml does not have.
-UNKNOWN_THERE = {"sandwich", "rezero", "layer_scale", "value_residual", "unet", "x0"}
 MEMBERS = [
     pytest.param(name, head, id=f"{name}-{head}")
     for name in catalogue().names
     if name.endswith("-test")
     for head in mw.load(name).heads
-    if head not in UNRELEASED and mw.load(name).wiring.use not in UNKNOWN_THERE
+    if head not in UNRELEASED
 ]
 RESIDUAL = {
     "multiway": 1,

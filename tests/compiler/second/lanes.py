@@ -78,7 +78,11 @@ class Lanes:
     def gates(self, path: str, what: str, lanes: list[Tensor]) -> Tensor:
         """scale W z + bias, with z the norm of all lanes end to end."""
         norm, base, z = self.lanes.weights.norm, self.body.spec.blocks[0].norm, torch.cat(lanes, -1)
-        if norm is None:
+        eps = base.eps if norm is None or norm.eps is None else norm.eps
+        if self.lanes.weights.root == "outside":
+            z = z / ((z**2).mean(-1, keepdim=True).sqrt() + eps)
+            z = z * self.params.get(f"{path}.norm.weight", 1.0)
+        elif norm is None:
             z = z / ((z**2).mean(-1, keepdim=True) + base.eps).sqrt()
         else:
             z = self.body.normed(f"{path}.norm", norm, z, base)
