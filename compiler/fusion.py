@@ -71,7 +71,7 @@ def fuse(graph: LayerGraph, fusion: Fusion, tally: Tally) -> LayerGraph:
         if record.op not in fusion.roots or record.path in gone:
             continue
         match = fusion.match(graph, record)
-        if match is None or match.nodes & gone:
+        if match is None or not match.outputs or match.nodes & gone:
             continue
         if reason := shared(graph, match):
             tally.refused[record.path] = reason

@@ -101,6 +101,16 @@ def test_fused_it_is_the_reference(name: str, order: str) -> None:
             assert_equal(loaded, program, random_inputs(graph, some_sizes(graph, 5)))
 
 
+@ALL
+def test_what_nothing_reads_is_left_for_the_pass_that_drops_it(name: str) -> None:
+    """Behind the last block a masked head reads the text alone, but the sums are of all tokens."""
+    head = {"kind": "masked", "reads": ["image", "text"], "predict": "text", "classes": 3}
+    spec = mw.load({**pair(name), "output": {}, "heads": {"words": head}}).for_head()
+    graph = mw.build(spec, program="forward")
+    given = random_inputs(graph, some_sizes(graph, 3))
+    assert_equal(spec, "forward", given, without=["drop_dead"])
+
+
 # How it behaves
 
 
