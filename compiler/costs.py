@@ -15,7 +15,7 @@ from multiway.compiler.types import History, Sizes, Sym, Tensor, Type, number
 _BYTES = {"float": 4, "int": 8, "bool": 1}
 VIEWS = (
     *("split_heads", "merge_heads", "split", "append", "segment_lengths"),
-    *("collect", "open_lanes", "split_lanes", "join_lanes"),
+    *("collect", "spread", "split_lanes", "join_lanes"),
 )
 WIRED = {"history", "mix", "edges", "lanes", "residual"}  # names in paths of a wiring
 PARTS = ("embed", "attention", "ffn", "wiring", "output", "heads", "other")

@@ -24,7 +24,7 @@ class LaneState:
 
     def open(self, x: Value) -> None:
         """The lanes at the start: copies of the embedding, or pieces of it."""
-        op = "split_lanes" if self.lanes.split else "open_lanes"
+        op = "split_lanes" if self.lanes.split else "spread"
         attrs = {"count": self.lanes.count}
         self.state = self.builder.node("lanes.open", op, {"x": x}, attrs=attrs, part=self.lanes)
 

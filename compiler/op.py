@@ -65,6 +65,7 @@ class Op:
     flops: Callable[[Letters], float] = _no_flops
     tokenwise: tuple[str, ...] = ()  # inputs that run along the tokens, each token for itself
     saves: tuple[str, ...] = ()  # inputs ("output", "inner": one of its size) that backward needs
+    random: bool = False  # draws numbers: two calls with the same inputs differ
     once: bool = False  # reads parameters only, and inference programs keep what it gives
     composed: bool = False  # the reference calls other ops only: a fused op
     samples: Sequence[Sample] = ()

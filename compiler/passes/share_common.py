@@ -7,16 +7,18 @@ from typing import Any
 
 from multiway.compiler.fusion import Rewriter, Tally
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
+from multiway.compiler.op import registry
 
 
 def share_common(graph: LayerGraph, tally: Tally) -> LayerGraph:
     """The graph with the second of two equal nodes left out. A block does not read from inside
-    another block, so that blocks of one layout keep one layout. No op draws random numbers.
+    another block, so that blocks of one layout keep one layout. What draws random numbers equals
+    nothing.
     """
     rewriter = Rewriter(graph)
     seen: dict[Any, str] = {}
     for record in graph:
-        if record.op in (INPUT, OUTPUT):
+        if record.op in (INPUT, OUTPUT) or registry()[record.op].random:
             rewriter.keep(record)
             continue
         key = _key(rewriter, record)

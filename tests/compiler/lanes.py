@@ -38,7 +38,7 @@ class Stack:
         (value,) = self.made.add(
             Record(path="inputs.x", op="input", attrs={"list": False}, outputs=(x,)), {}
         )
-        op = "split_lanes" if self.kind == "frac" else "open_lanes"
+        op = "split_lanes" if self.kind == "frac" else "spread"
         lanes = self.node("open", op, {"x": value}, count=self.count)
         for i in range(self.sites):
             lanes = self.site(f"blocks.{i // 2}.site{i % 2}", lanes)

@@ -34,7 +34,7 @@ def close(a: torch.Tensor, b: torch.Tensor) -> None:
 
 def test_lanes_open_as_copies_and_split_as_pieces() -> None:
     x = random(2, 3, 6)
-    close(call("open_lanes", x, count=3), torch.stack([x, x, x], 2))
+    close(call("spread", x, count=3), torch.stack([x, x, x], 2))
     pieces = call("split_lanes", x, count=2)
     close(pieces, torch.stack([x[..., :3], x[..., 3:]], 2))
     close(call("join_lanes", pieces), x)
@@ -154,7 +154,7 @@ def hc_weights(params: dict[str, torch.Tensor], site: str, lanes: torch.Tensor) 
 @pytest.mark.parametrize("case", ["hc/static_n2", "hc/dynamic_n2"])
 def test_recorded_hyper_connections(case: str) -> None:
     params, values = recorded(case)
-    near(call("open_lanes", values["x0"], count=2), values["state.0"])
+    near(call("spread", values["x0"], count=2), values["state.0"])
     for l in range(6):  # noqa: E741
         lanes = values[f"state.{l}"]
         read, mix, write = hc_weights(params, f"connection.sites.{l}", lanes)

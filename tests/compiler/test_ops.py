@@ -36,6 +36,7 @@ WIDE = {
     "cross_entropy",
     "linear_cross_entropy",
     "rotary_table",
+    "router_statistics",
 }
 
 double = torch.float64
@@ -127,7 +128,7 @@ def assert_of_type(value: Any, kind: Type) -> None:
 def test_the_record_is_complete(op: Op) -> None:
     assert op.doc.endswith(".")
     assert op.samples
-    assert op.rejects
+    assert op.rejects or op.signature.startswith("x[*] ->")  # which takes anything
     assert op.reference.__doc__ is None, "the doc of an op stands in its record"
     parameters = inspect.signature(op.reference).parameters
     inputs = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]

@@ -1,4 +1,4 @@
-"""The residual stream as several lanes that all start alike."""
+"""A vector several times over: lanes that all start alike, or one copy for every expert."""
 
 from __future__ import annotations
 
@@ -7,22 +7,20 @@ from typing import Any
 from multiway.compiler.op import Attr, Op, Reject, Sample
 
 
-def open_lanes(x: Any, *, count: int) -> Any:
+def spread(x: Any, *, count: int) -> Any:
     return x.unsqueeze(-2).expand(*x.shape[:-1], count, x.shape[-1])
 
 
 OP = Op(
-    signature="x[B,T,D] -> lanes[B,T,N,D]",
-    reference=open_lanes,
-    doc="Every lane is x.",
-    attrs={"count": Attr("number of lanes", letter="N")},
+    signature="x[*,D] -> copies[*,N,D]",
+    reference=spread,
+    doc="Every copy is x.",
+    attrs={"count": Attr("number of copies", letter="N")},
     tokenwise=("x",),
     samples=[
         Sample(shapes={"x": (2, 3, 4)}, attrs={"count": 3}),
         Sample(shapes={"x": (2, 3, 4)}, attrs={"count": 1}),
     ],
-    rejects=[
-        Reject(shapes={"x": (3, 4)}, attrs={"count": 2}, error="x has 2 axes, needs [B,T,D]: [3,4]")
-    ],
+    rejects=[Reject(shapes={"x": ()}, attrs={"count": 2}, error="x has 0 axes, needs [*,D]: []")],
     cite="arXiv:2409.19606",
 )

@@ -1,0 +1,31 @@
+"""Noise on what a router reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Op, Sample
+
+
+def jitter(x: Any, *, eps: float) -> Any:
+    import torch
+
+    if not torch.is_grad_enabled():
+        return x
+    return x * torch.empty_like(x).uniform_(1 - eps, 1 + eps)
+
+
+OP = Op(
+    signature="x[*] -> y[*]",
+    reference=jitter,
+    doc=(
+        "x times numbers drawn evenly from 1 - eps to 1 + eps while gradients are on, x itself "
+        "while they are off."
+    ),
+    attrs={"eps": Attr("largest relative change")},
+    flops=lambda n: n["*"],
+    random=True,
+    samples=[Sample(shapes={"x": (2, 3)}, attrs={"eps": 0.0})],
+    rejects=[],
+    cite="arXiv:2101.03961",
+)

@@ -1,0 +1,82 @@
+"""What a router did, row by row: the numbers that losses and reports are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Attr, Letters, Op, Reject, Sample
+from multiway.compiler.precision import wide
+
+
+def router_statistics(
+    gates: Any, logits: Any = None, wanted: Any = None, padding: Any = None, *, score: str
+) -> Any:
+    import torch
+
+    there = torch.ones_like(gates[..., 0], dtype=torch.bool) if padding is None else ~padding
+    there = wide(there.unsqueeze(-1).to(gates.dtype))
+    load = ((gates != 0) * there).sum(1)
+    dropped = load.new_zeros(load.shape[0])
+    if wanted is not None:
+        dropped = ((wanted != 0) * there).sum((1, 2)) - load.sum(-1)
+    if logits is None:
+        return load, torch.zeros_like(load), dropped * 0, dropped * 0, dropped, there.sum((1, 2))
+    z = wide(logits)
+    p = z.softmax(-1)
+    if score == "sigmoid":
+        p = z.sigmoid()
+        p = p / p.sum(-1, keepdim=True)
+    entropy = torch.special.entr(p).sum(-1)
+    squared = z.logsumexp(-1).square()
+    there = there.squeeze(-1)
+    return (
+        load,
+        (p * there.unsqueeze(-1)).sum(1),
+        (squared * there).sum(1),
+        (entropy * there).sum(1),
+        dropped,
+        there.sum(1),
+    )
+
+
+def _flops(n: Letters) -> float:
+    return 10 * n["B"] * n["T"] * n["X"]
+
+
+OP = Op(
+    signature=(
+        "gates[B,T,X], logits?[B,T,X], wanted?[B,T,X], padding?[B,T]:bool "
+        "-> load[B,X], probability[B,X], z[B], entropy[B], dropped[B], tokens[B]"
+    ),
+    reference=router_statistics,
+    doc=(
+        "Sums over the tokens of a row that are not padded: how many went to each expert; the "
+        "probability of each (softmax of logits, or sigmoids over their sum); the square of "
+        "log sum exp of logits; the entropy of the probabilities in nats; how many of the choices "
+        "in `wanted` are not in `gates`; and how many tokens there are. In at least float32. Of "
+        "what has no logits, 0."
+    ),
+    attrs={"score": Attr("softmax or sigmoid", "softmax")},
+    flops=_flops,
+    saves=("logits",),
+    samples=[
+        Sample(
+            shapes={
+                "gates": (2, 3, 4),
+                "logits": (2, 3, 4),
+                "wanted": (2, 3, 4),
+                "padding": (2, 3),
+            },
+            attrs={"score": "softmax"},
+        ),
+        Sample(shapes={"gates": (2, 3, 4), "logits": (2, 3, 4)}, attrs={"score": "sigmoid"}),
+        Sample(shapes={"gates": (2, 3, 4)}, attrs={"score": "softmax"}),
+    ],
+    rejects=[
+        Reject(
+            shapes={"gates": (2, 3, 4), "logits": (2, 3, 5)},
+            error="X is 4 in gates but 5 in logits",
+        )
+    ],
+    cite="arXiv:2101.03961, arXiv:2202.08906",
+)

@@ -1,0 +1,26 @@
+"""The loss by which the logits of routers stay small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multiway.compiler.op import Op, Reject, Sample
+
+
+def z_loss(zs: Any, tokens: Any) -> Any:
+    import torch
+
+    return torch.stack(list(zs)).sum() / torch.stack(list(tokens)).sum().clamp(min=1)
+
+
+OP = Op(
+    signature="zs+[B], tokens+[B] -> loss[]",
+    reference=z_loss,
+    doc="The mean over tokens and layers of the square of log sum exp of a router's logits.",
+    flops=lambda n: n["B"],
+    samples=[Sample(shapes={"zs": [(2,), (2,)], "tokens": [(2,), (2,)]})],
+    rejects=[
+        Reject(shapes={"zs": [(2,)], "tokens": [(3,)]}, error="B is 2 in zs.0 but 3 in tokens.0")
+    ],
+    cite="arXiv:2202.08906",
+)
