@@ -9,8 +9,10 @@ from multiway.compiler.declared import join
 from multiway.compiler.graph import Value
 from multiway.compiler.hiddens import Cache, Hiddens
 from multiway.compiler.parameters import attention_widths
-from multiway.specs.language import Block, Rotary
+from multiway.compiler.routing import Way
+from multiway.specs.language import FFN, Block, Rotary
 from multiway.specs.parts import Norm, PlainNorm
+from multiway.specs.routing import Shared
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder
@@ -38,25 +40,21 @@ class Sublayers:
         else:
             inputs = [self._input(f"{path}.norm", norm, reads["q"], block)] * 3
 
-        def project(label: str, way: str, xs: list[Value]) -> list[Value]:
-            return [
-                build.linear(
-                    join(path, name, label), x, part=attention, params=join(path, name, way)
-                )
-                for name, x in zip(("query", "key", "value"), xs, strict=True)
-            ]
+        def project(way: Way, xs: list[Value]) -> list[Value]:
+            names = ("query", "key", "value")
+            return way.linears(dict(zip(names, xs, strict=True)), part=attention)
 
-        projected = build.routed_many(path, attention.experts, inputs, seq, project)
+        projected = build.routing.many(path, attention.experts, inputs, seq, project)
         projected[2] = value(projected[2])
         merged = self._attend(layer, block, projected)
 
-        def finish(label: str, way: str, x: Value) -> Value:
+        def finish(way: Way, x: Value) -> Value:
+            x = way.open(x, "output")
             if attention.sub_norm is not None:
-                x = self._sub_norm(path, attention.sub_norm, x, label, way, block)
-            out = f"{path}.output"
-            return build.linear(join(out, label), x, part=attention, params=join(out, way))
+                x = way.norm("sub_norm", attention.sub_norm, x, default=block.norm)
+            return way.close(way.linear("output", x, part=attention), "output")
 
-        y = build.routed(f"{path}.output", attention.experts, merged, seq, finish)
+        y = build.routing.one(path, attention.experts, merged, seq, finish, under="output")
         return self._output(path, norm, y, block)
 
     def ffn(self, layer: int, x: Value) -> Value:
@@ -66,43 +64,56 @@ class Sublayers:
         norm = ffn.norm or block.norm
         x = self._input(f"{path}.norm", norm, x, block)
 
-        def make(label: str, way: str, y: Value) -> Value:
-            def part(name: str, x: Value) -> Value:
-                return build.linear(
-                    join(path, name, label), x, part=ffn, params=join(path, name, way)
-                )
+        def make(way: Way, x: Value) -> Value:
+            shared = way.experts.shared if way.experts else None
+            y = self._feed_forward(way, ffn, way.open(x), block)
+            if shared is None:
+                return y
+            given = {"a": y, "b": self._shared(way, shared, x, block)}
+            return build.node(join(path, "added", way.label), "add", given, part=shared)
 
-            kind = {"kind": ffn.activation}
-            up = part("up", y)
-            given = {"x": part("gate", y) if ffn.gate else up}
-            at = join(path, "activation", label)
-            z = build.node(at, "activation", given, attrs=kind, part=ffn)
-            if ffn.gate:
-                gated = {"a": z, "b": up}
-                z = build.node(join(path, "gated", label), "multiply", gated, part=ffn)
-            if ffn.sub_norm is not None:
-                z = self._sub_norm(path, ffn.sub_norm, z, label, way, block)
-            return part("down", z)
+        y = build.routing.one(path, ffn.experts, x, self.seq, make)
+        return self._output(path, norm, y, block)
 
-        return self._output(path, norm, build.routed(path, ffn.experts, x, self.seq, make), block)
+    def _feed_forward(self, way: Way, ffn: FFN, x: Value, block: Block) -> Value:
+        build = self.builder
+        up = way.linear("up", x, part=ffn)
+        given = {"x": way.linear("gate", x, part=ffn) if ffn.gate else up}
+        at, kind = join(way.path, "activation", way.label), {"kind": ffn.activation}
+        z = build.node(at, "activation", given, attrs=kind, part=ffn)
+        if ffn.gate:
+            gated = {"a": z, "b": up}
+            z = build.node(join(way.path, "gated", way.label), "multiply", gated, part=ffn)
+        if ffn.sub_norm is not None:
+            z = way.norm("sub_norm", ffn.sub_norm, z, default=block.norm)
+        return way.close(way.linear("down", z, part=ffn))
+
+    def _shared(self, way: Way, shared: Shared, x: Value, block: Block) -> Value:
+        """The expert for all tokens: the same part, dense, of another width."""
+        build, path = self.builder, join(way.path, "shared")
+        dense = Way(builder=build, path=path, label=way.label, name=way.name)
+        y = self._feed_forward(dense, block.ffn, x, block)
+        if not shared.gate:
+            return y
+        score = dense.linear("score", x, part=shared)
+        at, kind = join(path, "gate_value", way.label), {"kind": "sigmoid"}
+        gate = build.node(at, "activation", {"x": score}, attrs=kind, part=shared)
+        at = join(path, "spread", way.label)
+        one = build.node(at, "spread", {"x": y}, attrs={"count": 1}, part=shared)
+        at, given = join(path, "mixed", way.label), {"xs": one, "gates": gate}
+        return build.node(at, "mix_experts", given, attrs={"most": 1}, part=shared)
 
     # Norms
 
     def _input(self, path: str, norm: Norm, x: Value, block: Block) -> Value:
         if "input" not in self.places:
             return x
-        return self.builder.routed_norm(path, norm, x, self.seq, block.norm)
+        return self.builder.routing.norm(path, norm, x, self.seq, block.norm)
 
     def _output(self, path: str, norm: Norm, y: Value, block: Block) -> Value:
         if "output" not in self.places:
             return y
-        return self.builder.routed_norm(f"{path}.output_norm", norm, y, self.seq, block.norm)
-
-    def _sub_norm(
-        self, path: str, norm: PlainNorm, x: Value, label: str, way: str, block: Block
-    ) -> Value:
-        at, params = join(path, "sub_norm", label), join(path, "sub_norm", way)
-        return self.builder.norm(at, norm, x, params=params, default=block.norm)
+        return self.builder.routing.norm(f"{path}.output_norm", norm, y, self.seq, block.norm)
 
     def _qk_norm(self, path: str, block: Block, x: Value) -> Value:
         qk = block.attention.qk_norm

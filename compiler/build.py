@@ -10,8 +10,11 @@ from multiway.compiler.builder import Builder
 from multiway.compiler.graph import OUTPUT, LayerGraph, Param, Record
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.parameters import declare
+from multiway.compiler.routers import is_statistic
 from multiway.specs.errors import MultiwayError, Report, nearest, one_of
 from multiway.specs.spec import Spec
+
+ROUTERS = "routers"  # the tap of all statistics of routers
 
 
 def head_of(spec: Spec) -> HeadKind:
@@ -61,6 +64,7 @@ def build(
 
     head: which head; may be left out when there is one. program: default the head's main program.
     taps: further values to put out, by short name (`hidden.3`) or path; see LayerGraph.resolve.
+        `routers` stands for what is known of all routers; see STATISTICS.
     """
     if not spec.head_name or head is not None:
         spec = spec.for_head(head)
@@ -74,8 +78,16 @@ def build(
             expected=one_of(programs),
             nearest=nearest(name, programs),
         )
-    graph = head_of(spec).build(Builder(spec, name=name, params=parameters(spec)), name)
+    statistics = any(tap == ROUTERS or ".router" in tap for tap in taps)
+    builder = Builder(spec, name=name, params=parameters(spec), statistics=statistics)
+    graph = head_of(spec).build(builder, name)
+    taps = [name for tap in taps for name in (_of_routers(graph) if tap == ROUTERS else [tap])]
     return with_taps(graph, taps) if taps else graph
+
+
+def _of_routers(graph: LayerGraph) -> list[str]:
+    """The names of everything that is known of the routers of a program."""
+    return [name for name in graph.names if is_statistic(name)]
 
 
 def with_taps(graph: LayerGraph, taps: Sequence[str]) -> LayerGraph:
@@ -88,6 +100,7 @@ def with_taps(graph: LayerGraph, taps: Sequence[str]) -> LayerGraph:
     outputs = dict(graph.arguments(graph.output().path))
     # A dot would read as the index of a list, so a tap's argument is numbered.
     values = {f"tap{i}": graph.resolve(tap) for i, tap in enumerate(taps)}
-    record = Record(path=graph.output().path, op=OUTPUT, attrs={"taps": list(taps)})
+    attrs = {**graph.output().attrs, "taps": list(taps)}
+    record = Record(path=graph.output().path, op=OUTPUT, attrs=attrs)
     tapped.add(record, {**outputs, **values})
     return tapped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,25 +11,28 @@ from multiway.compiler.graph import INPUT, OUTPUT, Arguments, LayerGraph, Param,
 from multiway.compiler.hiddens import Cache, Hiddens, Segment
 from multiway.compiler.op import registry
 from multiway.compiler.parameters import attention_widths
+from multiway.compiler.routers import padding_of
+from multiway.compiler.routing import Routing
 from multiway.compiler.trunk import Trunk
 from multiway.compiler.types import Tensor, Type, sym
 from multiway.specs.config import Config
 from multiway.specs.language import Learned
-from multiway.specs.parts import Experts, Norm, PlainNorm
+from multiway.specs.parts import PlainNorm
 from multiway.specs.spec import Spec
-
-Make = Callable[[str, str, Value], Value]
-"""(label of the node, way of the parameters, input) -> output."""
 
 
 class Builder:
     """Adds nodes to one graph. Parameters are found by path among the declared ones."""
 
-    def __init__(self, spec: Spec, *, name: str, params: Mapping[str, Param]) -> None:
-        self.spec = spec
+    def __init__(
+        self, spec: Spec, *, name: str, params: Mapping[str, Param], statistics: bool = False
+    ) -> None:
+        """statistics: name what all routers do, for taps."""
+        self.spec, self.statistics = spec, statistics
         self.graph = LayerGraph(name=name, params=params)
         self.tables: dict[tuple[int, float], list[Value]] = {}
         self.pass_name = ""
+        self.routing = Routing(self)
 
     @contextmanager
     def pass_(self, name: str) -> Iterator[None]:
@@ -90,6 +93,20 @@ class Builder:
         self.graph.add(Record(path="outputs", op=OUTPUT), values)
         return self.graph
 
+    def output_loss(self, loss: Value, **metrics: Value) -> LayerGraph:
+        """Ends a program of training: the loss of its head with those of routers, and metrics."""
+        whole, more = self.routing.routers.with_losses(loss)
+        found: dict[str, Value | list[Value]] = {"loss": whole}
+        if whole != loss:
+            found["metrics_task"] = loss
+        found |= {f"metrics_{name}": value for name, value in {**metrics, **more}.items()}
+        loads = self.routing.routers.loads()
+        if loads:
+            found["metrics_load"] = list(loads.values())
+        attrs = {"loads": list(loads)} if loads else {}
+        self.graph.add(Record(path="outputs", op=OUTPUT, attrs=attrs), found)
+        return self.graph
+
     def linear(self, path: str, x: Value, *, part: Config, params: str | None = None) -> Value:
         return self.node(path, "linear", {"x": x}, params=params, part=part)
 
@@ -107,65 +124,6 @@ class Builder:
         attrs = {"eps": norm_eps(norm, default)}
         op = norm_kind(norm, default)
         return self.node(path, op, {"x": x}, attrs=attrs, params=params, part=norm)
-
-    # Routing
-
-    def routed(
-        self, path: str, experts: Experts | None, x: Value, seq: Hiddens, make: Make
-    ) -> Value:
-        """Sends every segment through its way and joins them again."""
-        (joined,) = self.routed_many(
-            path, experts, [x], seq, lambda *a: [make(a[0], a[1], a[2][0])]
-        )
-        return joined
-
-    def routed_many(
-        self,
-        path: str,
-        experts: Experts | None,
-        inputs: list[Value],
-        seq: Hiddens,
-        make: Callable[[str, str, list[Value]], list[Value]],
-    ) -> list[Value]:
-        """The same for a part with several inputs or outputs, all along one sequence."""
-        if experts is None:
-            return make("", "", inputs)
-        present = [segment.modality for segment in seq.segments]
-        fused = experts.fused
-        if fused is not None and fused.where and set(fused.when) == {*present, *seq.cached}:
-            return make("fused", "fused", inputs)
-        if len(seq.segments) == 1:
-            return make(present[0], present[0], inputs)
-        assert seq.sizes is not None
-        pieces: dict[Value, list[Value]] = {}
-        for x in inputs:
-            if x not in pieces:
-                name = join(path, "split", str(len(pieces)) if pieces else "")
-                pieces[x] = self.nodes(name, "split", {"x": x, "sizes": seq.sizes}, part=experts)
-        outputs = [
-            make(self._label(seq, i), segment.modality, [pieces[x][i] for x in inputs])
-            for i, segment in enumerate(seq.segments)
-        ]
-        columns = list(zip(*outputs, strict=True))
-        names = [join(path, "join", str(i) if i else "") for i in range(len(columns))]
-        return [
-            self.node(name, "concat", {"parts": list(parts)}, part=experts)
-            for name, parts in zip(names, columns, strict=True)
-        ]
-
-    def _label(self, seq: Hiddens, index: int) -> str:
-        segment = seq.segments[index]
-        first = all(other.modality != segment.modality for other in seq.segments[:index])
-        return segment.modality if first else f"{segment.modality}.{segment.name}"
-
-    def routed_norm(
-        self, path: str, norm: Norm, x: Value, seq: Hiddens, default: PlainNorm | None = None
-    ) -> Value:
-        def make(label: str, way: str, part: Value) -> Value:
-            params = join(path, way)
-            return self.norm(join(path, label), norm, part, params=params, default=default)
-
-        return self.routed(path, norm.experts, x, seq, make)
 
     # Inputs and embeddings
 
@@ -264,7 +222,7 @@ class Builder:
     ) -> Hiddens:
         """Embeds inputs and joins them. `mask`: that of the spec, or `prefix`."""
         parts = [self.embed(name, values) for name in names]
-        segments = tuple(Segment(name=n, modality=self.spec.inputs[n].modality) for n in names)
+        segments = tuple(map(self._segment, names, parts, [values] * len(names)))
         sizes = None
         hidden = parts[0]
         if len(parts) > 1:
@@ -278,26 +236,29 @@ class Builder:
                 given = {"x": hidden, "sizes": sizes}
                 seq.mask = self.node("embed.mask", "prefix_mask", given)
         else:
-            seq.mask = self._padding_mask(names, parts, values)
+            seq.mask = self._padding_mask(seq)
         return seq
 
-    def _padding_mask(
-        self, names: Sequence[str], parts: list[Value], values: Mapping[str, Value]
-    ) -> Value | None:
+    def _segment(self, name: str, hidden: Value, values: Mapping[str, Value]) -> Segment:
+        each = self.spec.inputs[name]
+        return Segment(
+            name=name,
+            modality=each.modality,
+            hidden=hidden,
+            tokens=values[name] if each.form() == "tokens" else None,
+            padding=values.get(f"{name}_padding"),
+        )
+
+    def _padding_mask(self, seq: Hiddens) -> Value | None:
         """The mask of padded keys, where some query could see one."""
-        padded = [values.get(f"{name}_padding") for name in names]
+        padded = [segment.padding for segment in seq.segments]
         causal = all(block.attention.mask == "causal" for block in self.spec.blocks)
         # Behind the last segment's padding stands nothing, so causal blocks need no mask for it.
         if not any(padded[:-1] if causal else padded):
             return None
-        each = [
-            value or self.node(f"embed.{name}.no_padding", "no_padding", {"x": part})
-            for name, part, value in zip(names, parts, padded, strict=True)
-        ]
-        joined = each[0]
-        if len(each) > 1:
-            joined = self.node("embed.padding", "concat", {"parts": each})
-        return self.node("embed.mask", "padding_mask", {"padding": joined})
+        padding = padding_of(self, seq)
+        assert padding is not None
+        return self.node("embed.mask", "padding_mask", {"padding": padding})
 
     def trunk(self, seq: Hiddens) -> Value:
         """All blocks and the output norm. Names `hidden.i`, and the streams, for taps."""

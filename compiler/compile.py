@@ -53,6 +53,9 @@ def compile_spec(
         _initialise(containers, declared, device, seed)
     if options is not None and options.mode == "inference":
         containers.requires_grad_(False)
+    rates = {path: param.rate for path, param in declared.items() if param.rate is not None}
+    for path in rates:
+        containers.get_parameter(path).requires_grad_(False)
     stages = Stages(spec, options, taps)
 
     def program(name: str, parts: nn.Module) -> fx.GraphModule:
@@ -66,6 +69,7 @@ def compile_spec(
         containers=containers,
         programs=Programs(program_names(spec), program, containers),
         expected=lambda name: expected_inputs(spec, stages[name][0].graph),
+        balance_rates=rates,
     )
 
 

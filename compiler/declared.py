@@ -12,7 +12,8 @@ from multiway.compiler.init import Init, scaled
 from multiway.compiler.op import registry
 from multiway.specs.config import Config
 from multiway.specs.errors import MultiwayError
-from multiway.specs.parts import Experts, Initial, Norm, PlainNorm
+from multiway.specs.parts import Initial, Norm, PlainNorm
+from multiway.specs.routing import Chosen, Experts, Modality, TopK, chosen
 from multiway.specs.spec import Spec
 
 
@@ -23,10 +24,11 @@ def start_of(op: str, role: str) -> Init:
 
 def ways_of(spec: Spec, experts: Experts | None) -> tuple[str, ...]:
     """The ways of a part, by name; one nameless way where it is not routed."""
-    if experts is None:
+    if not isinstance(experts, Modality):
         return ("",)
     fused = experts.fused
-    return (*spec.modalities, *(["fused"] if fused is not None and fused.where else []))
+    ways = dict.fromkeys(map(experts.way_of, spec.modalities))
+    return (*ways, *(["fused"] if fused is not None and fused.where else []))
 
 
 def join(*parts: str) -> str:
@@ -61,10 +63,18 @@ class Declared(dict[str, Param]):
             for pattern, initial in reversed(entries)
         ]
 
-    def add(self, path: str, shape: tuple[int, ...], init: Init, part: Config | None) -> None:
+    def add(
+        self,
+        path: str,
+        shape: tuple[int, ...],
+        init: Init,
+        part: Config | None,
+        *,
+        rate: float | None = None,
+    ) -> None:
         assert path not in self, f"two parameters at {path}"
-        init = self._chosen(path, shape, init)
-        self[path] = Param(path=path, shape=shape, init=init, span=part.span() if part else None)
+        init, span = self._chosen(path, shape, init), part.span() if part else None
+        self[path] = Param(path=path, shape=shape, init=init, span=span, rate=rate)
 
     def _chosen(self, path: str, shape: tuple[int, ...], init: Init) -> Init:
         """The last entry of the spec's `init` that matches, with its numbers worked out, and the
@@ -90,10 +100,31 @@ class Declared(dict[str, Param]):
         bias: bool,
         part: Config | None,
         init: Init | None = None,
+        experts: Chosen | None = None,
     ) -> None:
-        self.add(f"{path}.weight", (out, width), init or start_of("linear", "weight"), part)
+        """experts: those of whose weights this is a stack."""
+        stack = (experts.count,) if experts else ()
+        self.add(f"{path}.weight", (*stack, out, width), init or start_of("linear", "weight"), part)
         if bias:
-            self.add(f"{path}.bias", (out,), start_of("linear", "bias"), part)
+            self.add(f"{path}.bias", (*stack, out), start_of("linear", "bias"), part)
+
+    def router(self, path: str, experts: Chosen | None, *, width: int) -> None:
+        """The router of a part; nothing where no router decides."""
+        router = experts.router_ if experts else None
+        if experts is None or router is None:
+            return
+        if router.kind == "cosine":
+            assert router.width is not None
+            self.linear(f"{path}.project", out=router.width, width=width, bias=False, part=router)
+            shape = (experts.count, router.width)
+            self.add(f"{path}.weight", shape, start_of("cosine_scores", "weight"), router)
+            start = Init(kind="constant", value=router.temperature)
+            self.add(f"{path}.temperature", (), start, router)
+        else:
+            self.linear(path, out=experts.count, width=width, bias=router.bias, part=router)
+        if isinstance(experts, TopK) and experts.balance_bias is not None:
+            start, bias = start_of("top_k_gates", "bias"), experts.balance_bias
+            self.add(f"{path}.balance", (experts.count,), start, bias, rate=bias.rate)
 
     def norm(
         self,
@@ -103,18 +134,23 @@ class Declared(dict[str, Param]):
         width: int,
         ways: tuple[str, ...] = ("",),
         default: PlainNorm | None = None,
+        experts: Chosen | None = None,
     ) -> None:
-        """default: the norm whose kind is inherited; outside of blocks that of the first block."""
+        """default: the norm whose kind is inherited; outside of blocks that of the first block.
+        ways, experts: those of the part that the norm belongs to."""
         if norm is None:
             return
         default = default or self.spec.blocks[0].norm
         if isinstance(norm, Norm) and norm.experts is not None:
-            ways = ways_of(self.spec, norm.experts)
-        kind = norm_kind(norm, default)
+            ways, experts = ways_of(self.spec, norm.experts), chosen(norm.experts)
+            for way in ways:
+                self.router(join(path, "router", way), experts, width=width)
+        kind, stack = norm_kind(norm, default), (experts.count,) if experts else ()
+        shape = (*stack, width)
         for way in ways if norm.weight else ():
-            self.add(join(path, way, "weight"), (width,), start_of(kind, "weight"), norm)
+            self.add(join(path, way, "weight"), shape, start_of(kind, "weight"), norm)
             if has_bias(norm, default):
-                self.add(join(path, way, "bias"), (width,), start_of(kind, "bias"), norm)
+                self.add(join(path, way, "bias"), shape, start_of(kind, "bias"), norm)
 
 
 def _scaled(init: Init, initial: Initial, shape: tuple[int, ...], path: str) -> Init:
@@ -167,5 +203,7 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     """(fan out, fan in) as torch counts them."""
     if len(shape) < 2:
         return (shape[0] if shape else 1,) * 2
+    if len(shape) == 3:  # a matrix for every expert
+        return shape[1], shape[2]
     rest = math.prod(shape[2:])
     return shape[0] * rest, shape[1] * rest

@@ -43,6 +43,7 @@ class Param:
     shape: tuple[int, ...]
     init: Init
     span: Span | None = None
+    rate: float | None = None  # by how much a step moves it, if no gradient does (balance_bias)
 
     @property
     def size(self) -> int:
@@ -285,5 +286,9 @@ def _plain_value(value: Any) -> Any:
 def _param(data: Mapping[str, Any]) -> Param:
     span = Span(**data["span"]) if data["span"] else None
     return Param(
-        path=data["path"], shape=tuple(data["shape"]), init=Init(**data["init"]), span=span
+        path=data["path"],
+        shape=tuple(data["shape"]),
+        init=Init(**data["init"]),
+        span=span,
+        rate=data["rate"],
     )

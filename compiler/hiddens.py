@@ -13,6 +13,9 @@ class Segment:
 
     name: str
     modality: str
+    hidden: Value  # its embedding
+    tokens: Value | None  # their ids, if it has any
+    padding: Value | None  # which of them are padded, if any can be
 
 
 @dataclass(kw_only=True)
@@ -38,3 +41,5 @@ class Hiddens:
     causal: bool | None = None  # None: as every block says
     cache: Cache | None = None
     cached: tuple[str, ...] = ()  # modalities of tokens that only the cache holds
+    tokens: Value | None = None  # ids of all segments, and what of them is padded: made when asked
+    padding: Value | None = None

@@ -234,6 +234,9 @@ class _Lowering:
                 node = [self.root.values[value] for value in given]
             if name.startswith("tap") and taps:
                 tapped[taps[int(name[3:])]] = node
+            elif name == "metrics_load":
+                loads = dict(zip(record.attrs["loads"], node, strict=True))
+                found.setdefault("metrics", {})["load"] = loads
             elif name.startswith("metrics_"):
                 found.setdefault("metrics", {})[name.removeprefix("metrics_")] = node
             else:

@@ -6,6 +6,7 @@ on what was run.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from multiway.compiler.declared import Declared, join, start_of, ways_of
@@ -15,6 +16,7 @@ from multiway.specs.errors import MultiwayError
 from multiway.specs.language import Block
 from multiway.specs.parts import PlainNorm
 from multiway.specs.readings import Site, sites, split_norms
+from multiway.specs.routing import Chosen, chosen
 from multiway.specs.spec import Spec
 
 MAX_PARAMETERS = 4_000_000_000_000
@@ -104,11 +106,18 @@ def _attention(spec: Spec, declared: Declared, site: Site, block: Block) -> None
     split = "qkv" if split_norms(spec, site) else ("",)
     for stream in split if "input" in places else ():
         declared.norm(join(path, "norm", stream), norm, width=width, default=block.norm)
-    ways = ways_of(spec, attention.experts)
+    ways, experts = ways_of(spec, attention.experts), chosen(attention.experts)
+    for way in ways:
+        declared.router(join(path, "router", way), experts, width=width)
     for name, out in (("query", inner), ("key", kv), ("value", kv)):
         for way in ways:
             declared.linear(
-                join(path, name, way), out=out, width=width, bias=attention.bias, part=attention
+                join(path, name, way),
+                out=out,
+                width=width,
+                bias=attention.bias,
+                part=attention,
+                experts=experts,
             )
     if (qk := attention.qk_norm) is not None:
         head = inner // attention.heads
@@ -117,11 +126,21 @@ def _attention(spec: Spec, declared: Declared, site: Site, block: Block) -> None
             size = head if qk.over == "head" else total
             declared.norm(f"{path}.{name}", as_norm, width=size, default=block.norm)
     declared.norm(
-        f"{path}.sub_norm", attention.sub_norm, width=inner, ways=ways, default=block.norm
+        f"{path}.sub_norm",
+        attention.sub_norm,
+        width=inner,
+        ways=ways,
+        default=block.norm,
+        experts=experts,
     )
     for way in ways:
         declared.linear(
-            join(path, "output", way), out=width, width=inner, bias=attention.bias, part=attention
+            join(path, "output", way),
+            out=width,
+            width=inner,
+            bias=attention.bias,
+            part=attention,
+            experts=experts,
         )
     if "output" in places:
         declared.norm(f"{path}.output_norm", norm, width=width, default=block.norm)
@@ -132,16 +151,39 @@ def _ffn(spec: Spec, declared: Declared, layer: int, block: Block) -> None:
     norm, places = ffn.norm or block.norm, spec.wiring.norms
     if "input" in places:
         declared.norm(f"{path}.norm", norm, width=width, default=block.norm)
-    ways = ways_of(spec, ffn.experts)
-    for name in ("up", "gate") if ffn.gate else ("up",):
-        for way in ways:
-            declared.linear(
-                join(path, name, way), out=ffn.hidden, width=width, bias=ffn.bias, part=ffn
-            )
-    declared.norm(f"{path}.sub_norm", ffn.sub_norm, width=ffn.hidden, ways=ways, default=block.norm)
+    ways, experts = ways_of(spec, ffn.experts), chosen(ffn.experts)
     for way in ways:
-        declared.linear(
-            join(path, "down", way), out=width, width=ffn.hidden, bias=ffn.bias, part=ffn
-        )
+        declared.router(join(path, "router", way), experts, width=width)
+    _feed_forward(declared, path, ways, block, ffn.hidden, experts)
+    if experts is not None and (shared := experts.shared) is not None:
+        _feed_forward(declared, f"{path}.shared", ways, block, shared.hidden, None)
+        for way in ways if shared.gate else ():
+            at = join(path, "shared", "score", way)
+            declared.linear(at, out=1, width=width, bias=False, part=shared)
     if "output" in places:
         declared.norm(f"{path}.output_norm", norm, width=width, default=block.norm)
+
+
+def _feed_forward(
+    declared: Declared,
+    path: str,
+    ways: tuple[str, ...],
+    block: Block,
+    hidden: int,
+    experts: Chosen | None,
+) -> None:
+    ffn, width = block.ffn, declared.spec.width
+    linear = functools.partial(declared.linear, bias=ffn.bias, part=ffn, experts=experts)
+    for name in ("up", "gate") if ffn.gate else ("up",):
+        for way in ways:
+            linear(join(path, name, way), out=hidden, width=width)
+    declared.norm(
+        f"{path}.sub_norm",
+        ffn.sub_norm,
+        width=hidden,
+        ways=ways,
+        default=block.norm,
+        experts=experts,
+    )
+    for way in ways:
+        linear(join(path, "down", way), out=width, width=hidden)

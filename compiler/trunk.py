@@ -40,7 +40,7 @@ class Trunk:
         x = self._reads(last)["r"]
         self.builder.name("wired", x)
         if (norm := self.spec.output.norm) is not None:
-            x = self.builder.routed_norm("output.norm", norm, x, self.seq)
+            x = self.builder.routing.norm("output.norm", norm, x, self.seq)
         self.builder.name("output", x)
         return x
 
@@ -184,7 +184,7 @@ class Trunk:
         block = self.spec.blocks[site.layer]
         own = {"attention": block.attention.norm, "ffn": block.ffn.norm}.get(site.part)
         norm = own or block.norm
-        return build.routed_norm(f"{site.path}.sum_norm", norm, new, self.seq, block.norm)
+        return build.routing.norm(f"{site.path}.sum_norm", norm, new, self.seq, block.norm)
 
     def _weighed(self, site: Site, path: str, old: Value, y: Value) -> Value:
         """b (keep h + h A B) + a y."""

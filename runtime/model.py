@@ -57,12 +57,14 @@ class Model(nn.Module):
         programs: Programs,
         expected: Callable[[str], Sequence[Expected]],
         random: bool = True,
+        balance_rates: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         for name, child in containers.named_children():
             self.add_module(name, child)
         self.spec, self.programs = spec, programs
         self._expected = expected
+        self.balance_rates = dict(balance_rates or {})  # of the biases that update_balance moves
         self.random = random  # whether the weights are still the initial ones
 
     def run(self, program: str, /, **inputs: Any) -> Any:

@@ -17,7 +17,8 @@ from multiway.specs.language import (
     Learned,
     Rotary,
 )
-from multiway.specs.parts import Experts, Norm, PlainNorm
+from multiway.specs.parts import Norm, PlainNorm
+from multiway.specs.routing_checks import check_experts, check_norm
 from multiway.specs.wiring import Manifold
 from multiway.specs.wiring_checks import check_wiring
 
@@ -249,8 +250,8 @@ def _check_block(spec: Spec, block: Block, report: Report) -> None:
         _check_norm(spec, norm, report)
     if attention.qk_norm is not None:
         _check_eps(attention.qk_norm, report)
-    for experts in (attention.experts, block.ffn.experts):
-        _check_experts(spec, experts, report)
+    check_experts(spec, attention.experts, report, shared="attention")
+    check_experts(spec, block.ffn.experts, report)
     for missing in ("kind", "eps"):
         if getattr(block.norm, missing) is None:
             report.add(
@@ -320,7 +321,7 @@ def _check_norm(spec: Spec, norm: PlainNorm | None, report: Report) -> None:
         return
     _check_eps(norm, report)
     if isinstance(norm, Norm):
-        _check_experts(spec, norm.experts, report)
+        check_norm(spec, norm, report)
 
 
 def _check_eps(norm: Any, report: Report) -> None:
@@ -330,26 +331,4 @@ def _check_eps(norm: Any, report: Report) -> None:
             f"eps is {norm.eps:g}",
             span=norm.span("eps"),
             expected="a small number, 1e-5 for instance",
-        )
-
-
-def _check_experts(spec: Spec, experts: Experts | None, report: Report) -> None:
-    if experts is None or experts.fused is None:
-        return
-    fused, known = experts.fused, spec.modalities
-    for modality, node in zip(fused.when, fused.node["when"].value, strict=True):
-        if modality not in known:
-            report.add(
-                "unknown-modality",
-                f"no input has modality {modality!r}",
-                span=node.span,
-                expected=one_of(known),
-                nearest=nearest(modality, known),
-            )
-    if len(fused.when) < 2:
-        report.add(
-            "fused-way",
-            "a fused way serves several modalities together",
-            span=fused.span("when"),
-            expected=f"when: [{', '.join(known[:2])}]" if len(known) > 1 else "a second modality",
         )

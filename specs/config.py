@@ -85,16 +85,23 @@ class Formula:
         return bool(evaluate_at(self.expr, self.node, {**self.names, **names}))
 
 
+TAGS = ("kind", "route")  # the keys that choose a class of mapping
+
+
 class Kinds:
-    """A mapping whose `kind:` chooses its class: `Kinds(Learned, Rotary)` in an annotation."""
+    """A mapping whose `kind:` chooses its class: `Kinds(Learned, Rotary)` in an annotation.
 
-    def __init__(self, *classes: type[Config]) -> None:
-        self.classes = {kind_of(cls): cls for cls in classes}
+    tag: another key than `kind` that chooses.
+    """
+
+    def __init__(self, *classes: type[Config], tag: str = "kind") -> None:
+        self.classes, self.tag = {_tagged(cls, tag): cls for cls in classes}, tag
+        assert tag in TAGS
 
 
-def kind_of(cls: type[Config]) -> str:
-    """The value of `kind:` that stands for a class: its only Literal."""
-    (kind,) = typing.get_args(typing.get_type_hints(cls)["kind"])
+def _tagged(cls: type[Config], tag: str) -> str:
+    """The value of the tag that stands for a class: its only Literal."""
+    (kind,) = typing.get_args(typing.get_type_hints(cls)[tag])
     return str(kind)
 
 
@@ -241,9 +248,10 @@ class Reader:
     def kinds(self, kinds: Kinds, node: Node, name: str) -> Any:
         if node.value is False:
             return None
-        kind = node.get("kind")
+        kind = node.get(kinds.tag)
         if kind is None:
-            self.missing(f"{name} needs 'kind'", node, f"kind: {one_of(kinds.classes)}")
+            expected = f"{kinds.tag}: {one_of(kinds.classes)}"
+            self.missing(f"{name} needs {kinds.tag!r}", node, expected)
             return None
         return self.config(kinds.classes[kind.value], node, name)
 

@@ -54,8 +54,8 @@ def _with_key(key: str, node: Node) -> Node:
 def _kinds(kinds: Kinds, node: Node) -> Node:
     """A mapping whose kind may stand in the document that this one changes."""
     if isinstance(node.value, str):
-        return _with_key("kind", node)
-    kind = node.get("kind")
+        return _with_key(kinds.tag, node)
+    kind = node.get(kinds.tag)
     known = kind is not None and isinstance(kind.value, str) and kind.value in kinds.classes
     classes = [kinds.classes[kind.value]] if kind and known else list(kinds.classes.values())
     return _mapping(classes, node)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from multiway.specs.config import Config, Count, Formula, Kinds, Offset, Real, Test, key
 from multiway.specs.errors import Report, quote
-from multiway.specs.parts import Activation, Experts, Initial, Norm, PlainNorm
+from multiway.specs.parts import Activation, Initial, Norm, PlainNorm
+from multiway.specs.routing import Routing
 from multiway.specs.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Attention(Config):
     position: Annotated[Rotary, Kinds(Rotary)] | None = key("positions applied to query and key")
     sub_norm: PlainNorm | None = key("a norm between attention and its output projection (Magneto)")
     norm: Norm | None = key("the input norm; default: block.norm")
-    experts: Experts | None = key("copies of the projections")
+    experts: Routing | None = key("copies of the projections")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ class FFN(Config):
     bias: bool = key("biases on the projections", default=False)
     sub_norm: PlainNorm | None = key("a norm before the down projection (Magneto)")
     norm: Norm | None = key("the input norm; default: block.norm")
-    experts: Experts | None = key("copies of the whole part")
+    experts: Routing | None = key("copies of the whole part")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """How specs build on one another: `extends`, named wirings, `--set`, per-layer changes.
 
-Mappings merge key by key, lists replace, `~` deletes, and a changed `kind:` or `use:` replaces its
-whole mapping, because the keys of one kind mean nothing to another.
+Mappings merge key by key, lists replace, `~` deletes, and a changed `kind:`, `route:` or `use:`
+replaces its whole mapping, because the keys of one kind mean nothing to another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multiway.specs.config import Kinds, keys_of
+from multiway.specs.config import TAGS, Kinds, keys_of
 from multiway.specs.errors import MultiwayError, Span, nearest, one_of, quote
 from multiway.specs.full_form import full_document, full_form
 from multiway.specs.language import Document
@@ -43,7 +43,7 @@ def merge(base: Node, change: Node) -> Node:
     """
     if not (isinstance(base.value, dict) and isinstance(change.value, dict)):
         return change
-    if any(_differs(base, change, name) for name in ("kind", "use")):
+    if any(_differs(base, change, name) for name in (*TAGS, "use")):
         return change
     values = dict(base.value)
     for name, child in change.value.items():

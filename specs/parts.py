@@ -1,34 +1,15 @@
-"""Parts of the language that others are made of: experts, norms, initial values."""
+"""Parts of the language that others are made of: norms, initial values."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from multiway.specs.config import Config, Formula, Real, Test, key, keys_of
+from multiway.specs.config import Config, Formula, Real, key, keys_of
 from multiway.specs.errors import Report
+from multiway.specs.routing import Routing
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "tanh", "sigmoid"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fused(Config):
-    """One further way that serves all modalities together in some layers (BEiT-3's VL-FFN)."""
-
-    required = ("when",)
-
-    where: Test = key("the layers that have it, e.g. layer >= depth - 3", default=True)
-    when: tuple[str, ...] = key("the modalities that must all be present", default=())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experts(Config):
-    """Which copy of a part a token goes to."""
-
-    required = ("route",)
-
-    route: Literal["modality"] = key("what decides: the token's modality", default="modality")
-    fused: Fused | None = key("a way shared by several modalities")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +29,7 @@ class PlainNorm(Config):
 class Norm(PlainNorm):
     """A normalisation that may have a copy for every modality."""
 
-    experts: Experts | None = key("copies of the norm")
+    experts: Routing | None = key("copies of the norm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ def _kinds(kinds: Kinds, definitions: dict[str, Any]) -> dict[str, Any]:
     names = list(kinds.classes)
     branches = [
         {
-            "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
+            "if": {"properties": {kinds.tag: {"const": kind}}, "required": [kinds.tag]},
             "then": _reference(cls, definitions),
         }
         for kind, cls in kinds.classes.items()
@@ -113,8 +113,8 @@ def _kinds(kinds: Kinds, definitions: dict[str, Any]) -> dict[str, Any]:
     short = {"if": {"type": "string"}, "then": {"enum": names}}
     return {
         "type": ["object", "string", "null"],
-        "x-expected": "a mapping, or its kind alone",
-        "properties": {"kind": {"enum": names}},
+        "x-expected": f"a mapping, or its {kinds.tag} alone",
+        "properties": {kinds.tag: {"enum": names}},
         "allOf": [short, *({"if": {"type": "object"}, "then": each} for each in branches)],
     }
 

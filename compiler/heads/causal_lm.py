@@ -12,6 +12,7 @@ from multiway.compiler.heads.base import HeadKind, require_text, text_input
 from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import key
 from multiway.specs.errors import Report
+from multiway.specs.routing_checks import require_causal
 from multiway.specs.spec import Spec
 
 
@@ -40,6 +41,7 @@ class CausalLM(HeadKind):
                     span=block.attention.span("mask"),
                     expected="mask: causal",
                 )
+        require_causal(spec, self.kind, report)
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         name = text_input(spec, self.text)
@@ -75,7 +77,7 @@ class CausalLM(HeadKind):
         path = f"heads.{builder.spec.head_name}.loss"
         given = {"logits": logits, "labels": labels}
         loss, count = builder.nodes(path, "cross_entropy", given, attrs={"smoothing": 0.0})
-        return builder.output(**{"loss": loss, "metrics_count": count})
+        return builder.output_loss(loss, count=count)
 
     def cached(
         self, builder: Builder, name: str, values: dict[str, Value], *, reads: bool

@@ -244,7 +244,7 @@ class Classification(HeadKind):
             given = {"logits": logits, "labels": labels}
             attrs = {"smoothing": 0.0}
             loss, count = builder.nodes(path, "cross_entropy", given, attrs=attrs, part=self)
-            return builder.output(**{"loss": loss, "metrics_count": count})
+            return builder.output_loss(loss, count=count)
         (labels,) = builder.input("labels", Tensor((b, self.classes)))
         loss = builder.node(
             path,
@@ -253,7 +253,7 @@ class Classification(HeadKind):
             attrs={"times_classes": self.loss == "bce_times_classes"},
             part=self,
         )
-        return builder.output(loss=loss)
+        return builder.output_loss(loss)
 
 
 def base_input(spec: Spec, name: str) -> str | None:

@@ -94,7 +94,7 @@ class Contrastive(HeadKind):
             f"{path}.similarity", "similarity", {"a": first, "b": second}, params=scale, part=self
         )
         loss = builder.node(f"{path}.loss", "contrastive_loss", {"similarity": scores}, part=self)
-        return builder.output(**{"loss": loss, "metrics_similarity": scores})
+        return builder.output_loss(loss, similarity=scores)
 
     def encode(self, builder: Builder, name: str, values: dict[str, Value]) -> Value:
         path = f"heads.{builder.spec.head_name}"

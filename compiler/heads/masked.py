@@ -82,7 +82,7 @@ class Masked(HeadKind):
             attrs={"smoothing": 0.0},
             part=self,
         )
-        return builder.output(loss=loss, metrics_count=count)
+        return builder.output_loss(loss, count=count)
 
     def logits(self, builder: Builder, parts: dict[str, Value]) -> Value:
         spec = builder.spec

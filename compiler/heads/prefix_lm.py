@@ -12,6 +12,7 @@ from multiway.compiler.heads.base import HeadKind, require_text, text_input
 from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import Real, key
 from multiway.specs.errors import Report
+from multiway.specs.routing_checks import require_causal
 from multiway.specs.spec import Spec
 
 
@@ -56,6 +57,7 @@ class PrefixLM(HeadKind):
                 span=self.span("label_smoothing"),
                 expected="at least 0 and less than 1",
             )
+        require_causal(spec, self.kind, report)
 
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         text = text_input(spec, self.text)
@@ -90,7 +92,7 @@ class PrefixLM(HeadKind):
             attrs={"smoothing": self.label_smoothing},
             part=self,
         )
-        return builder.output(**{"loss": loss, "metrics_count": count})
+        return builder.output_loss(loss, count=count)
 
     def prefill(self, builder: Builder, values: dict[str, Value]) -> LayerGraph:
         prefix, text = self.inputs(builder.spec)

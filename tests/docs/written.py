@@ -28,7 +28,7 @@ from multiway.compiler.pipeline import PIPELINE, Options, run
 from multiway.compiler.printing import line, to_text
 from multiway.compiler.report import report
 from multiway.compiler.report import to_text as report_text
-from multiway.specs import config, expressions, language, merge, parts, source, wiring
+from multiway.specs import config, expressions, language, merge, parts, routing, source, wiring
 from multiway.specs import spec as spec_module
 from multiway.specs.source import parse
 from multiway.specs.spec import Spec
@@ -82,14 +82,14 @@ ALL = [block for file in DOCS for block in blocks(file)]
 
 def classes() -> dict[str, type[config.Config]]:
     """Every mapping of the language, by the name of its table."""
-    modules = (parts, wiring, language)
+    modules = (routing, parts, wiring, language)
     found = {
         name: value
         for module in modules
         for name, value in vars(module).items()
         if isinstance(value, type)
         and issubclass(value, config.Config)
-        and value is not config.Config
+        and value not in (config.Config, routing.Chosen)
     }
     return {**found, "Project": contrastive.Project, **kinds().classes}
 
@@ -162,7 +162,7 @@ def hint(cls: type[config.Config], key: str) -> object:
 
 def default(cls: type[config.Config], key: str) -> str:
     """The default of a key; `-` where there is none and it may be left out."""
-    if key in cls.required or (key == "kind" and len(typing.get_args(hint(cls, key))) == 1):
+    if key in cls.required or (key in config.TAGS and len(typing.get_args(hint(cls, key))) == 1):
         return "required"
     field = cls.__dataclass_fields__[key]
     value = field.default if field.default is not MISSING else None

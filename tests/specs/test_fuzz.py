@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 import multiway as mw
 from multiway.compiler.build import program_names
 from multiway.compiler.heads import kinds
-from multiway.specs.config import Config, Test, keys_of, kinds_in, unwrap
+from multiway.specs.config import TAGS, Config, Test, keys_of, kinds_in, unwrap
 from multiway.specs.errors import MAX_PROBLEMS
 from multiway.specs.language import Document
 from multiway.specs.source import parse
@@ -253,7 +253,7 @@ def keys_below(annotation: Any, value: Any) -> Iterator[tuple[Any, str, Any]]:
     if not isinstance(value, dict):
         return
     if (found := kinds_in(annotation)) is not None:
-        if (cls := found.classes.get(value.get("kind"))) is not None:
+        if (cls := found.classes.get(value.get(found.tag))) is not None:
             yield from keys_in(cls, value)
     elif typing.get_origin(annotation) is dict:
         inner = typing.get_args(annotation)[1]
@@ -300,7 +300,7 @@ def fitting(draw: st.DrawFn, annotation: Any) -> Any:
 def fitting_mapping(draw: st.DrawFn, cls: type[Config]) -> dict[str, Any]:
     made = {}
     for key, (annotation, _) in keys_of(cls).items():
-        if key == "kind" or draw(st.integers(0, 9)) < (9 if key in cls.required else 3):
+        if key in TAGS or draw(st.integers(0, 9)) < (9 if key in cls.required else 3):
             made[key] = fitting(draw, annotation)
     return {key: value for key, value in made.items() if value is not None}
 

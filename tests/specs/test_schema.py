@@ -164,7 +164,9 @@ def subclasses(cls: type[Config]) -> list[type[Config]]:
 
 
 def test_every_key_of_the_language_is_in_it() -> None:
-    by_name = {cls.__name__: cls for cls in subclasses(Config)}
+    found = set(subclasses(Config))
+    by_name = {cls.__name__: cls for cls in found}
+    assert len(by_name) == len(found), "two mappings of one name"
     for name, definition in SCHEMA["$defs"].items():
         assert list(definition["properties"]) == list(keys_of(by_name[name])), name
-    assert set(by_name) - set(SCHEMA["$defs"]) <= {"Document", "Head", "HeadKind"}
+    assert set(by_name) - set(SCHEMA["$defs"]) <= {"Document", "Head", "HeadKind", "Chosen"}

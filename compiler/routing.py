@@ -1,0 +1,187 @@
+"""Routed parts: modalities go to their ways, tokens to experts, and a router decides which."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from multiway.compiler.declared import join, norm_eps, norm_kind
+from multiway.compiler.graph import Value
+from multiway.compiler.hiddens import Hiddens
+from multiway.compiler.routers import Routers
+from multiway.specs.config import Config
+from multiway.specs.parts import Norm, PlainNorm
+from multiway.specs.routing import Chosen, Experts, Modality, chosen
+
+if TYPE_CHECKING:
+    from multiway.compiler.builder import Builder
+
+Make = Callable[["Way", list[Value]], list[Value]]
+"""Adds the nodes of a part for one way: inputs -> outputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One copy of a part, or several experts among which gates choose.
+
+    With experts, what stands between `open` and `close` has one entry for each before its channels.
+    """
+
+    builder: Builder
+    path: str  # of the part
+    label: str  # what stands in paths of nodes
+    name: str  # and in those of parameters
+    experts: Chosen | None = None
+    gates: Value | None = None  # [B, T, experts]
+
+    def open(self, x: Value, under: str = "") -> Value:
+        """What every expert reads."""
+        if self.experts is None:
+            return x
+        attrs = {"count": self.experts.count}
+        at = join(self.path, under, "spread", self.label)
+        return self.builder.node(at, "spread", {"x": x}, attrs=attrs, part=self.experts)
+
+    def close(self, xs: Value, under: str = "") -> Value:
+        """What experts give, weighed by their gates."""
+        if self.experts is None:
+            return xs
+        assert self.gates is not None
+        given, attrs = {"xs": xs, "gates": self.gates}, {"most": self.experts.most}
+        at = join(self.path, under, "mixed", self.label)
+        return self.builder.node(at, "mix_experts", given, attrs=attrs, part=self.experts)
+
+    def linear(self, name: str, x: Value, *, part: Config) -> Value:
+        op = "linear" if self.experts is None else "expert_linear"
+        at, params = join(self.path, name, self.label), join(self.path, name, self.name)
+        return self.builder.node(at, op, {"x": x}, params=params, part=part)
+
+    def linears(self, names: dict[str, Value], *, part: Config) -> list[Value]:
+        """Projections by name, each of its own input."""
+        return [
+            self.close(self.linear(name, self.open(x, name), part=part), name)
+            for name, x in names.items()
+        ]
+
+    def norm(self, name: str, norm: PlainNorm, x: Value, *, default: PlainNorm) -> Value:
+        """A norm of an opened value. Of experts, each has its own gain and shift."""
+        at, params = join(self.path, name, self.label), join(self.path, name, self.name)
+        if self.experts is None:
+            return self.builder.norm(at, norm, x, params=params, default=default)
+        attrs, op = {"eps": norm_eps(norm, default)}, norm_kind(norm, default)
+        bare = join(self.path, name, "bare", self.label)
+        x = self.builder.node(bare, op, {"x": x}, attrs=attrs, params={}, part=norm)
+        if not norm.weight:
+            return x
+        return self.builder.node(at, "expert_affine", {"x": x}, params=params, part=norm)
+
+
+class Routing:
+    """Sends what the parts of a program read through their ways, and joins it again."""
+
+    def __init__(self, builder: Builder) -> None:
+        self.builder, self.routers = builder, Routers(builder)
+
+    def one(
+        self,
+        path: str,
+        experts: Experts | None,
+        x: Value,
+        seq: Hiddens,
+        make: Callable[[Way, Value], Value],
+        *,
+        under: str = "",
+    ) -> Value:
+        """A part with one input and one output."""
+
+        def many(way: Way, xs: list[Value]) -> list[Value]:
+            return [make(way, xs[0])]
+
+        (joined,) = self.many(path, experts, [x], seq, many, under=under)
+        return joined
+
+    def many(
+        self,
+        path: str,
+        experts: Experts | None,
+        inputs: list[Value],
+        seq: Hiddens,
+        make: Make,
+        *,
+        under: str = "",
+    ) -> list[Value]:
+        """A part with several inputs or outputs, all along one sequence.
+
+        path: of the part, by which its router is known: a second call with the same path uses the
+        gates of the first. under: where in the part what cuts and joins the sequence stands.
+        """
+        if not isinstance(experts, Modality):
+            return make(self._way(path, "", "", experts, inputs, seq, None), inputs)
+        present = [segment.modality for segment in seq.segments]
+        fused = experts.fused
+        if fused is not None and fused.where and set(fused.when) == {*present, *seq.cached}:
+            return make(self._way(path, "fused", "fused", experts, inputs, seq, None), inputs)
+        if len(seq.segments) == 1:
+            name = experts.way_of(present[0])
+            return make(self._way(path, name, name, experts, inputs, seq, None), inputs)
+        return self._apart(path, experts, inputs, seq, make, join(path, under))
+
+    def _apart(
+        self,
+        path: str,
+        experts: Modality,
+        inputs: list[Value],
+        seq: Hiddens,
+        make: Make,
+        place: str,
+    ) -> list[Value]:
+        """Cuts a sequence, sends every segment through its way, and joins them."""
+        assert seq.sizes is not None
+        build, names = self.builder, [experts.way_of(each.modality) for each in seq.segments]
+        pieces: dict[Value, list[Value]] = {}
+        for x in inputs:
+            if x not in pieces:
+                at = join(place, "split", str(len(pieces)) if pieces else "")
+                pieces[x] = build.nodes(at, "split", {"x": x, "sizes": seq.sizes}, part=experts)
+        outputs = []
+        for i, (segment, name) in enumerate(zip(seq.segments, names, strict=True)):
+            label = name if name not in names[:i] else f"{name}.{segment.name}"
+            xs = [pieces[x][i] for x in inputs]
+            outputs.append(make(self._way(path, label, name, experts, xs, seq, i), xs))
+        columns = list(zip(*outputs, strict=True))
+        joins = [join(place, "join", str(i) if i else "") for i in range(len(columns))]
+        return [
+            build.node(name, "concat", {"parts": list(parts)}, part=experts)
+            for name, parts in zip(joins, columns, strict=True)
+        ]
+
+    def _way(
+        self,
+        path: str,
+        label: str,
+        name: str,
+        experts: Experts | None,
+        inputs: list[Value],
+        seq: Hiddens,
+        index: int | None,
+    ) -> Way:
+        """A way with its gates. index: of the segment that takes it, None for all of them."""
+        inner, gates = chosen(experts), None
+        if inner is not None:
+            at, params = join(path, "router", label), join(path, "router", name)
+            gates = self.routers.gates(at, params, inner, inputs[0], seq, index)
+        return Way(
+            builder=self.builder, path=path, label=label, name=name, experts=inner, gates=gates
+        )
+
+    def norm(
+        self, path: str, norm: Norm, x: Value, seq: Hiddens, default: PlainNorm | None = None
+    ) -> Value:
+        """A norm that may be routed. Its router reads what it reads."""
+        inherited = default or self.builder.spec.blocks[0].norm
+
+        def make(way: Way, x: Value) -> Value:
+            return way.close(way.norm("", norm, way.open(x), default=inherited))
+
+        return self.one(path, norm.experts, x, seq, make)
