@@ -52,12 +52,12 @@ def _summary(path: str, taps: Mapping[str, Tensor]) -> Summary:
 def update_balance(model: Model, load: Mapping[str, Tensor]) -> None:
     """Moves the biases of routers after a step (`balance_bias`, arXiv:2408.15664).
 
-    load: `metrics["load"]` of the step: by the path of the biases, tokens [B, experts]. With several
-    processes, sums over all of them. An expert with fewer tokens than the mean gets `rate` more, one
-    with more tokens `rate` less. Raises KeyError for a path that the model does not have.
+    load: `metrics["load"]` of the step: by the path of the biases, tokens [B, experts]. With
+    several processes, sums over all of them. An expert with fewer tokens than the mean gets `rate`
+    more, one with more tokens `rate` less. Raises KeyError for a path that the model does not have.
     """
     for path, tokens in load.items():
         biases = model.get_parameter(path)
         count = tokens.sum(0)
         step = torch.sign(count.mean() - count) * model.balance_rates[path]
-        biases += step.to(biases.dtype)
+        biases.add_(step.to(biases.dtype))
