@@ -59,7 +59,7 @@ def costs(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, Cost]:
         found[part_of(param.path)].parameters += param.size
     read = {path for record in graph for path in record.params.values()}
     for path in read:
-        found[part_of(path)].active += graph.params[path].size
+        found[part_of(path)].active += round(graph.params[path].size * graph.params[path].active)
     for record in graph:
         if record.op in (INPUT, OUTPUT):
             continue
@@ -78,9 +78,13 @@ def total(parts: Mapping[str, Cost]) -> Cost:
 
 
 def node_flops(graph: LayerGraph, record: Record, sizes: Mapping[str, int]) -> float:
-    """FLOPs of one node: from its op's own formula, or the small graph that it stands for."""
+    """FLOPs of one node: from its op's own formula, or the small graph that it stands for.
+
+    Of experts those count that a token goes to, as if it went to no others.
+    """
     types = graph.argument_types(record, graph.arguments(record.path))
-    return _flops(registry()[record.op], types, record.attrs, sizes)
+    active = min((graph.params[path].active for path in record.params.values()), default=1.0)
+    return active * _flops(registry()[record.op], types, record.attrs, sizes)
 
 
 def _flops(
@@ -132,6 +136,8 @@ def products(graph: LayerGraph) -> int:
     for record in graph:
         if record.op in ("linear", "packed_linear", "linear_cross_entropy", "linear_activation"):
             found += 1
+        elif record.op in ("expert_linear", "routed_linear", "routed_ffn"):
+            found += sum(path.endswith("weight") for path in record.params.values())
         elif record.op == "token_weights":
             found += 2
         elif record.op == "mix_linear":

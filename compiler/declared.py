@@ -70,11 +70,19 @@ class Declared(dict[str, Param]):
         init: Init,
         part: Config | None,
         *,
+        experts: Chosen | None = None,
         rate: float | None = None,
     ) -> None:
+        """experts: those of which this holds one entry each."""
         assert path not in self, f"two parameters at {path}"
-        init, span = self._chosen(path, shape, init), part.span() if part else None
-        self[path] = Param(path=path, shape=shape, init=init, span=span, rate=rate)
+        self[path] = Param(
+            path=path,
+            shape=(experts.count, *shape) if experts else shape,
+            init=self._chosen(path, shape, init),
+            span=part.span() if part else None,
+            active=experts.used / experts.count if experts else 1.0,
+            rate=rate,
+        )
 
     def _chosen(self, path: str, shape: tuple[int, ...], init: Init) -> Init:
         """The last entry of the spec's `init` that matches, with its numbers worked out, and the
@@ -103,10 +111,10 @@ class Declared(dict[str, Param]):
         experts: Chosen | None = None,
     ) -> None:
         """experts: those of whose weights this is a stack."""
-        stack = (experts.count,) if experts else ()
-        self.add(f"{path}.weight", (*stack, out, width), init or start_of("linear", "weight"), part)
+        init = init or start_of("linear", "weight")
+        self.add(f"{path}.weight", (out, width), init, part, experts=experts)
         if bias:
-            self.add(f"{path}.bias", (*stack, out), start_of("linear", "bias"), part)
+            self.add(f"{path}.bias", (out,), start_of("linear", "bias"), part, experts=experts)
 
     def router(self, path: str, experts: Chosen | None, *, width: int) -> None:
         """The router of a part; nothing where no router decides."""
@@ -145,12 +153,11 @@ class Declared(dict[str, Param]):
             ways, experts = ways_of(self.spec, norm.experts), chosen(norm.experts)
             for way in ways:
                 self.router(join(path, "router", way), experts, width=width)
-        kind, stack = norm_kind(norm, default), (experts.count,) if experts else ()
-        shape = (*stack, width)
+        kind = norm_kind(norm, default)
         for way in ways if norm.weight else ():
-            self.add(join(path, way, "weight"), shape, start_of(kind, "weight"), norm)
-            if has_bias(norm, default):
-                self.add(join(path, way, "bias"), shape, start_of(kind, "bias"), norm)
+            for role in ("weight", "bias") if has_bias(norm, default) else ("weight",):
+                start = start_of(kind, role)
+                self.add(join(path, way, role), (width,), start, norm, experts=experts)
 
 
 def _scaled(init: Init, initial: Initial, shape: tuple[int, ...], path: str) -> Init:
@@ -203,7 +210,5 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
     """(fan out, fan in) as torch counts them."""
     if len(shape) < 2:
         return (shape[0] if shape else 1,) * 2
-    if len(shape) == 3:  # a matrix for every expert
-        return shape[1], shape[2]
     rest = math.prod(shape[2:])
     return shape[0] * rest, shape[1] * rest

@@ -43,6 +43,7 @@ class Param:
     shape: tuple[int, ...]
     init: Init
     span: Span | None = None
+    active: float = 1.0  # the part of it that a token meets: that of its experts
     rate: float | None = None  # by how much a step moves it, if no gradient does (balance_bias)
 
     @property
@@ -290,5 +291,6 @@ def _param(data: Mapping[str, Any]) -> Param:
         shape=tuple(data["shape"]),
         init=Init(**data["init"]),
         span=span,
+        active=data["active"],
         rate=data["rate"],
     )

@@ -121,6 +121,13 @@ PIPELINE: tuple[Pass, ...] = (
         numerics="exact",
         run=plain(drop_dead),
     ),
+    # Before equal nodes are shared: every part of experts has the copies that it spreads to itself.
+    Pass(
+        name="group_experts",
+        does="asks an expert for the tokens that go to it, sorted by expert, and for no others",
+        numerics="rounding",
+        run=fusing("group_experts"),
+    ),
     # Norms without gains are equal more often, so this comes before equal nodes are shared.
     Pass(
         name="fold_norms",

@@ -66,14 +66,22 @@ class Way:
 
     def norm(self, name: str, norm: PlainNorm, x: Value, *, default: PlainNorm) -> Value:
         """A norm of an opened value. Of experts, each has its own gain and shift."""
+        if self.experts is not None:
+            return self.affine(name, norm, self.bare_norm(name, norm, x, default=default))
         at, params = join(self.path, name, self.label), join(self.path, name, self.name)
-        if self.experts is None:
-            return self.builder.norm(at, norm, x, params=params, default=default)
+        return self.builder.norm(at, norm, x, params=params, default=default)
+
+    def bare_norm(self, name: str, norm: PlainNorm, x: Value, *, default: PlainNorm) -> Value:
+        """What all experts have in common of a norm: all but gain and shift."""
         attrs, op = {"eps": norm_eps(norm, default)}, norm_kind(norm, default)
-        bare = join(self.path, name, "bare", self.label)
-        x = self.builder.node(bare, op, {"x": x}, attrs=attrs, params={}, part=norm)
+        at = join(self.path, name, "bare", self.label)
+        return self.builder.node(at, op, {"x": x}, attrs=attrs, params={}, part=norm)
+
+    def affine(self, name: str, norm: PlainNorm, x: Value) -> Value:
+        """The gain and shift that each expert has, if any."""
         if not norm.weight:
             return x
+        at, params = join(self.path, name, self.label), join(self.path, name, self.name)
         return self.builder.node(at, "expert_affine", {"x": x}, params=params, part=norm)
 
 
@@ -182,6 +190,9 @@ class Routing:
         inherited = default or self.builder.spec.blocks[0].norm
 
         def make(way: Way, x: Value) -> Value:
-            return way.close(way.norm("", norm, way.open(x), default=inherited))
+            if way.experts is None:
+                return way.norm("", norm, x, default=inherited)
+            x = way.bare_norm("", norm, x, default=inherited)
+            return way.close(way.affine("", norm, way.open(x)))
 
         return self.one(path, norm.experts, x, seq, make)

@@ -151,6 +151,11 @@ class Chosen(Config):
         raise NotImplementedError
 
     @property
+    def used(self) -> float:
+        """How many experts a token goes to on average."""
+        return self.most
+
+    @property
     def causal(self) -> bool:
         """Whether what a token gets depends on it and earlier ones only."""
         return True
@@ -251,6 +256,10 @@ class ExpertChoice(Chosen):
     @property
     def most(self) -> int:
         return 0
+
+    @property
+    def used(self) -> float:
+        return self.factor
 
     @property
     def causal(self) -> bool:

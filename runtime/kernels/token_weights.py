@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
+from multiway.runtime.kernels.activations import activate
 from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 KINDS = ("gelu", "gelu_tanh", "silu", "relu")
@@ -56,7 +56,7 @@ class _TokenWeights(torch.autograd.Function):
         raw = rows @ hidden.t()
         ctx.save_for_backward(rows, hidden, output, scale, raw)
         ctx.kind, ctx.static, ctx.shape = kind, None if static is None else static.shape, x.shape
-        active = _active(raw * scale, kind)
+        active = activate(raw * scale, kind)
         if static is None:
             return active @ output.t()
         return torch.addmm(static.reshape(-1), active, output.t())
@@ -69,7 +69,7 @@ class _TokenWeights(torch.autograd.Function):
         normed = raw * scale
         with torch.enable_grad():
             leaf = normed.detach().requires_grad_()
-            active = _active(leaf, ctx.kind)
+            active = activate(leaf, ctx.kind)
         (of_normed,) = torch.autograd.grad(active, leaf, grad @ output)
         of_output = grad.t() @ active.detach() if need_output else None
         of_static = grad.sum(0).view(ctx.static) if ctx.static and need_static else None
@@ -82,12 +82,6 @@ class _TokenWeights(torch.autograd.Function):
             factor = inner.mul_(scale.pow(3)).div_(-rows.shape[1])
             of_x = (rows * factor).addmm_(of_raw, hidden).view(ctx.shape)
         return of_x, of_hidden, of_output, of_static, None, None
-
-
-def _active(x: Tensor, kind: str) -> Tensor:
-    if kind in ("gelu", "gelu_tanh"):
-        return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
-    return F.silu(x) if kind == "silu" else F.relu(x)
 
 
 def _refuses(
