@@ -22,8 +22,9 @@ class Dispatch:
         return x.index_select(0, self.tokens)
 
     def sums(self, rows: Tensor, count: int) -> Tensor:
-        """The sum of the rows of each of `count` tokens: [R, D] -> [count, D]."""
-        return rows.new_zeros(count, rows.shape[-1]).index_add(0, self.tokens, rows)
+        """The rows [R, D] of each of `count` tokens, summed by their weights -> [count, D]."""
+        weighed = rows * self.weights.unsqueeze(-1)
+        return rows.new_zeros(count, rows.shape[-1]).index_add(0, self.tokens, weighed)
 
 
 def dispatch(gates: Tensor, most: int) -> Dispatch:

@@ -26,7 +26,7 @@ def grouped_linear(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Row r of group x times the transposed weight[x].
 
     rows: [R, D]; weight: [X, F, D]; ends: [X] int32, where each group of rows ends -> [R, F].
-    Rows behind the last end give nothing that may be read.
+    Rows behind the last end give 0.
     """
     return _products(rows, weight.mT, ends)
 
@@ -56,11 +56,12 @@ def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     if _fits(rows, matrices, ends):
         found: Tensor = torch.nn.functional.grouped_mm(rows, matrices, offs=ends)
         return found
-    made = rows.new_zeros(rows.shape[0], matrices.shape[-1])
+    made = rows.new_empty(rows.shape[0], matrices.shape[-1])
     start = 0
     for x, end in enumerate(ends.tolist()):
         torch.mm(rows[start:end], matrices[x], out=made[start:end])
         start = end
+    made[start:] = 0
     return made
 
 

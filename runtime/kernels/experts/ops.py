@@ -21,8 +21,7 @@ def routed_linear(
     """
     flat, scores = x.flatten(0, -2), gates.flatten(0, -2)
     plan = dispatch(scores, most)
-    made = grouped_linear(plan.rows(flat), weight, plan.ends) * plan.weights.unsqueeze(-1)
-    y = plan.sums(made, flat.shape[0])
+    y = plan.sums(grouped_linear(plan.rows(flat), weight, plan.ends), flat.shape[0])
     return _shaped(y if bias is None else y + scores @ bias, x)
 
 
@@ -62,9 +61,7 @@ def routed_ffn(
         hidden = _normed(hidden, norm, eps)
         hidden = hidden if gain is None else hidden * gain.index_select(0, plan.experts)
         hidden = hidden if shift is None else hidden + shift.index_select(0, plan.experts)
-    # The last product is linear: gates weigh what goes in, so that what comes out is not kept.
-    made = grouped_linear(hidden * plan.weights.unsqueeze(-1), down, plan.ends)
-    y = plan.sums(made, flat.shape[0])
+    y = plan.sums(grouped_linear(hidden, down, plan.ends), flat.shape[0])
     return _shaped(y if down_bias is None else y + scores @ down_bias, x)
 
 
@@ -74,12 +71,12 @@ def routed_affine(
     """The sum over experts of gate times (x * gain + shift): x [*, D], gates [*, X], weight and
     bias [X, D] -> [*, D]. Gains are summed first: no token is sent anywhere.
     """
-    y = x * (gates @ weight)
+    y: Tensor = x * (gates @ weight)
     return y if bias is None else y + gates @ bias
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, plan: Dispatch) -> Tensor:
-    y = grouped_linear(rows, weight, plan.ends)
+    y: Tensor = grouped_linear(rows, weight, plan.ends)
     return y if bias is None else y + bias.index_select(0, plan.experts)
 
 
