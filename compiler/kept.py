@@ -11,7 +11,7 @@ from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, bl
 from multiway.compiler.op import registry
 
 INNER = -1  # the port of a value that is inside of a node
-VIEWS = {"split_heads": "x", "merge_heads": "x", "split": "x"}
+VIEWS = {"split_heads": "x", "merge_heads": "x", "split": "x", "spread": "x"}
 # What a core computes while it moves a byte, in order of magnitude: ops without products cost what
 # they read and write.
 FLOPS_PER_BYTE = 8.0
@@ -28,6 +28,7 @@ class Node:
     work: float  # FLOPs, and bytes moved as FLOPs
     reads: frozenset[Value]
     saves: frozenset[Value]
+    random: bool = False  # made again, it would draw other numbers
 
 
 @dataclass(kw_only=True)
@@ -133,6 +134,7 @@ class Keeping:
             work=node_flops(self.graph, record, self.sizes) + moved,
             reads=frozenset(reads),
             saves=frozenset(saved),
+            random=registry()[record.op].random,
         )
 
     def _base(self, value: Value) -> Value:

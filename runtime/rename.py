@@ -9,9 +9,13 @@
               `each: {i: depth}` lets {i} run over all blocks instead of being a part of the name.
               The result may have its last two axes exchanged (`transpose: true`) or be one row of
               numbers (`flat: true`).
+    entries:  one of ours is a stack of several of theirs, an expert each: `each: {e: experts}` lets
+              {e} in theirs run over the first axis of ours, which is as long as that dim says.
+              `without` has patterns of ours that are no stacks
     ignore:   patterns of theirs that nothing reads
 
-`{2*i+1}` works out a number. `when:` limits an entry to specs with that wiring, or one of several.
+`{2*i+1}` works out a number. `when:` limits an entry to specs with that wiring, or one of several;
+what runs over a dim is for specs that have it.
 Both directions follow from one table.
 """
 
@@ -36,11 +40,13 @@ class Pair:
     along: str = "rows"  # columns: side by side; new: along a new first axis
     transpose: bool = False  # theirs has the last two axes exchanged
     flat: bool = False  # theirs is one row of numbers
+    entry: int | None = None  # theirs is this one of the first axis of ours
 
     @property
     def plain(self) -> bool:
         """Whether theirs is one parameter of ours as it is."""
-        return len(self.ours) == 1 and self.along != "new" and not (self.transpose or self.flat)
+        changed = self.transpose or self.flat or self.entry is not None
+        return len(self.ours) == 1 and self.along != "new" and not changed
 
 
 class RenameTable:
@@ -55,6 +61,7 @@ class RenameTable:
             for name, values in data.get("vars", {}).items()
         }
         self.stacked = [entry for entry in data.get("stacked", ()) if self._holds(entry)]
+        self.entries = [entry for entry in data.get("entries", ()) if self._holds(entry)]
         self.names = dict(data["names"])
         self.ignored = [
             pattern
@@ -64,7 +71,8 @@ class RenameTable:
         ]
 
     def _holds(self, entry: Mapping[str, Any]) -> bool:
-        return all(
+        dims = entry.get("each", {}).values()
+        return all(dim in self.facts for dim in dims if isinstance(dim, str)) and all(
             self.facts.get(name) in (values if isinstance(values, list) else [values])
             for name, values in entry.get("when", {}).items()
         )
@@ -75,9 +83,10 @@ class RenameTable:
 
     def is_of(self, theirs: str, ours: tuple[str, ...]) -> bool:
         """Whether a foreign name is what some parameter of ours beginning with `ours` is called."""
+        names = [*self.names.items(), *((e["ours"], e["theirs"]) for e in self.entries)]
         return any(
             fnmatch.fnmatchcase(theirs, _VARIABLE.sub("*", foreign))
-            for name, foreign in self.names.items()
+            for name, foreign in names
             if name.startswith(ours)
         )
 
@@ -86,12 +95,27 @@ class RenameTable:
         found: dict[str, Pair] = {}
         unknown = []
         for path in ours:
-            pair = self._stack(path) or self._single(path)
-            if pair is None:
+            several = self._entries(path)
+            if not several and (pair := self._stack(path) or self._single(path)) is not None:
+                several = [pair]
+            if not several:
                 unknown.append(path)
-            else:
-                found[pair.theirs] = pair
+            found |= {pair.theirs: pair for pair in several}
         return list(found.values()), unknown
+
+    def _entries(self, path: str) -> list[Pair]:
+        """A pair for each of theirs that a parameter is a stack of."""
+        for table in self.entries:
+            bound = self._match(table["ours"], path)
+            if bound is None or any(fnmatch.fnmatchcase(path, p) for p in table.get("without", ())):
+                continue
+            ((name, count),) = table["each"].items()
+            numbers = range(int(self.facts.get(count, count)))
+            return [
+                Pair((path,), self._foreign(table["theirs"], {**bound, name: str(i)}), entry=i)
+                for i in numbers
+            ]
+        return []
 
     def _stack(self, path: str) -> Pair | None:
         for entry in self.stacked:

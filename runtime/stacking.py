@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from multiway.runtime.rename import Pair
+
+
+def held(pair: Pair, own: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Our tensors that lie in one of a foreign file: views."""
+    found = [own[name] for name in pair.ours]
+    return found if pair.entry is None else [each[pair.entry] for each in found]
+
+
+def held_shapes(pair: Pair, own: Mapping[str, torch.Tensor]) -> list[torch.Size]:
+    """Their shapes."""
+    shapes = [own[name].shape for name in pair.ours]
+    return shapes if pair.entry is None else [shape[1:] for shape in shapes]
 
 
 def laid(pair: Pair, parts: Sequence[torch.Tensor]) -> torch.Tensor:

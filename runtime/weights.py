@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from multiway.runtime.checkpoint import Checkpoint, open_checkpoint
 from multiway.runtime.model import Model
 from multiway.runtime.rename import Pair, RenameTable
-from multiway.runtime.stacking import laid, laid_shape, taken
+from multiway.runtime.stacking import held, held_shapes, laid, laid_shape, taken
 from multiway.specs.errors import MultiwayError, nearest
 
 FORMAT = "multiway"
@@ -45,7 +45,7 @@ def export_weights(model: Model, path: str | Path, table: RenameTable) -> None:
             place=str(path),
             notes=(("first", ", ".join(unknown[:5])),),
         )
-    tensors = {pair.theirs: laid(pair, [own[n] for n in pair.ours]).contiguous() for pair in pairs}
+    tensors = {pair.theirs: laid(pair, held(pair, own)).contiguous() for pair in pairs}
     if path.suffix in TORCH_SUFFIXES:
         wrapped = {table.unwrap[0]: tensors} if table.unwrap else tensors
         _write(path, lambda name: torch.save(wrapped, name))
@@ -103,10 +103,9 @@ def load_weights(
     plan.make(table)
     with torch.no_grad():
         for pair in plan.pairs:
-            shapes = [plan.own[name].shape for name in pair.ours]
-            parts = taken(pair, checkpoint[pair.theirs], shapes)
-            for name, part in zip(pair.ours, parts, strict=True):
-                target = plan.own[name]
+            parts = taken(pair, checkpoint[pair.theirs], held_shapes(pair, plan.own))
+            targets = held(pair, plan.own)
+            for name, target, part in zip(pair.ours, targets, parts, strict=True):
                 if name in plan.loaded.resized:
                     part = resize_positions(part, target.shape[0], keep=plan.kept_rows(name))
                 target.copy_(part)
@@ -163,7 +162,7 @@ class _Plan:
         self.pairs.append(pair)
 
     def wanted(self, pair: Pair) -> torch.Size:
-        shapes = [self.own[name].shape for name in pair.ours]
+        shapes = held_shapes(pair, self.own)
         return shapes[0] if pair.plain else laid_shape(pair, shapes)
 
     def may_be_left(self, name: str, table: RenameTable | None) -> bool:

@@ -176,7 +176,7 @@ def load(
     report = Report()
     check_schema(tree, kinds, report)
     report.raise_if_any()
-    spec = dataclasses.replace(_convert(tree, kinds), origin=_origin(source, document))
+    spec = dataclasses.replace(_convert(tree, kinds), origin=_origin(source, document, resolver))
     for name in spec.heads:
         for problem in _problems(spec, name):
             report.keep(problem)
@@ -197,8 +197,10 @@ def _problems(spec: Spec, head: str) -> list[Problem]:
     return [dataclasses.replace(each, notes=(*each.notes, note)) for each in report.problems]
 
 
-def _origin(source: object, document: Node) -> str:
+def _origin(source: object, document: Node, resolver: Resolver) -> str:
     """The name that a spec is known by, or else the one that it extends."""
+    if isinstance(source, str) and resolver(source) is not None:
+        return source
     parent = document.get("extends")
     if parent is not None and parent.value is not None:
         return str(parent.value)

@@ -64,10 +64,10 @@ def plan_memory(
 
 
 def make_all_again(keeping: Keeping) -> None:
-    """Lets every block make all of its nodes again."""
+    """Lets every block make all of its nodes again, but those that draw random numbers."""
     for block in keeping.blocks.values():
         if block.name:
-            keeping.make_again(block, {node.path for node in block.nodes})
+            keeping.make_again(block, {node.path for node in block.nodes if not node.random})
 
 
 def keep_what_is_dear(keeping: Keeping, budget: int) -> None:

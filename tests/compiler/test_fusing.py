@@ -69,6 +69,7 @@ def pair(spec: mw.Spec, **options: Any) -> tuple[Model, Model]:
 
 
 def outputs(model: Model, program: str, given: Mappings) -> list[torch.Tensor]:
+    torch.manual_seed(0)  # of the noise of routers
     return flat(model.run(program, **given))
 
 
@@ -210,9 +211,15 @@ def test_decoding_is_the_forward_program() -> None:
 
 
 def member(name: str) -> mw.Spec:
-    """A zoo entry, or `ENTRY+WIRING`: one with another wiring."""
+    """A zoo entry, `ENTRY+WIRING`: one with another wiring, or `ENTRY/ROUTE`: with experts in
+    norms, attention and feed-forward parts."""
     entry, _, wiring = name.partition("+")
-    return mw.load(entry, set={"wiring.use": wiring} if wiring else {})
+    entry, _, route = entry.partition("/")
+    changes: Mappings = {"wiring.use": wiring} if wiring else {}
+    if route:
+        experts = {"route": route, "count": 3, "k": 2}
+        changes |= {f"block.{part}.experts": experts for part in ("norm", "attention", "ffn")}
+    return mw.load(entry, set=changes)
 
 
 def stages(name: str, program: str = "forward", **options: Any) -> dict[str, Any]:
@@ -227,6 +234,7 @@ FIRES = {
     "fold_norms": ("pythia-test", "forward", {"mode": "inference"}),
     "share_common": ("pythia-test", "forward", {"mode": "inference"}),
     "drop_dead": ("beit3-test", "forward", {"head": "vqa"}),
+    "group_experts": ("mixtral-test", "forward", {}),
     "fuse_mix": ("mudd-pythia-test", "forward", {}),
     "fuse_lanes": ("pythia-test+mhc", "forward", {}),
     "fuse_norms": ("pythia-test", "forward", {}),
@@ -288,7 +296,8 @@ def test_an_inner_value_with_another_reader_is_not_fused() -> None:
 def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each: Any) -> None:
     fired = 0
     program = "loss"
-    for name in ("mudd-pythia-test", "pythia-test", "pythia-test+mhc", "pythia-test+attnres"):
+    names = ("mudd-pythia-test", "pythia-test", "pythia-test+mhc", "pythia-test+attnres")
+    for name in (*names, "pythia-test/top_k"):
         spec = member(name)
         built = mw.build(spec, program=program)
         behind = NAMES[NAMES.index(each.by) :]

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import multiway as mw
 from multiway.runtime.model import Model
-from multiway.runtime.stacking import laid_shape
+from multiway.runtime.stacking import held_shapes, laid_shape
 from multiway.specs.errors import MultiwayError
 from multiway.zoo import catalogue
 
@@ -57,13 +57,16 @@ def test_foreign_names_are_read(name: str, head: str, suffix: str, tmp_path: Pat
     pairs, unknown = mw.rename_table(model.spec).pairs(own)
     assert unknown == []
     single = [pair for pair in pairs if pair.plain]
-    shapes = {pair: [own[each].shape for each in pair.ours] for pair in pairs}
-    tensors = random_like({pair.theirs: laid_shape(pair, shapes[pair]) for pair in pairs})
+    shapes = {pair.theirs: laid_shape(pair, held_shapes(pair, own)) for pair in pairs}
+    tensors = random_like(shapes)
     family = mw.rename_table(model.spec)
     under = family.unwrap[0] if family.unwrap else ""
     mw.import_weights(model, write(tensors, tmp_path / f"w{suffix}", under=under))
     for pair in single:
         assert torch.equal(own[pair.ours[0]], tensors[pair.theirs]), pair
+    for pair in pairs:
+        if pair.entry is not None:
+            assert torch.equal(own[pair.ours[0]][pair.entry], tensors[pair.theirs]), pair
     assert not model.random
 
 
