@@ -11,7 +11,6 @@ from multiway.compiler.build import build, parameters
 from multiway.compiler.costs import Cost, costs, default_sizes, total
 from multiway.compiler.graph import LayerGraph
 from multiway.specs import MultiwayError, Spec
-from multiway.specs.config import Config
 from multiway.specs.errors import nearest, one_of
 from multiway.zoo import Entry, catalogue
 
@@ -24,18 +23,13 @@ def count_parameters(spec: Spec, head: str) -> int:
 
 
 def routes(spec: Spec) -> list[str]:
-    """The routings that any part of any block uses."""
-    found: set[str] = set()
-
-    def walk(value: object) -> None:
-        if isinstance(value, Config):
-            for name, child in vars(value).items():
-                if name == "experts" and child is not None:
-                    found.add(child.route)
-                walk(child)
-
-    for block in dict.fromkeys(spec.blocks):
-        walk(block)
+    """The routings that any part uses, those inside of ways as well."""
+    found = {
+        str(each.route)  # type: ignore[attr-defined]
+        for _, experts in routings(spec)
+        for each in (experts, chosen(experts))
+        if each is not None
+    }
     return sorted(found)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from routing_strategies import by_router
+from routing_strategies import experts as routings
 from wiring_strategies import ACTIVATIONS, EPS, KIND, sometimes, wirings
 
 from multiway.compiler.graph import LayerGraph
@@ -167,24 +169,20 @@ PLAIN_NORM = sometimes(kind=KIND, eps=EPS, weight=st.booleans(), bias=st.boolean
 QK_NORM = sometimes(kind=KIND, eps=EPS, over=st.sampled_from(["head", "width"]))
 
 
-def experts(facts: Facts, *, where: Sequence[str] = WHERE) -> st.SearchStrategy[Mappings]:
-    """Routing by modality; where there are several modalities, also with a way for all of them."""
-    route: dict[str, Any] = {"route": "modality"}
-    if len(facts.modalities) < 2:
-        return st.just(route)
-    pairs = st.permutations(facts.modalities).flatmap(
-        lambda order: st.integers(2, len(order)).map(lambda count: order[:count])
-    )
-    when = st.builds(
-        lambda when, where: {"when": when} | ({} if where is None else {"where": where}),
-        pairs,
-        st.sampled_from([None, *where]),
-    )
-    return st.just(route) | when.map(lambda fused: route | {"fused": fused})
+def experts(
+    facts: Facts, *, where: Sequence[str] = WHERE, shared: bool = False
+) -> st.SearchStrategy[Mappings]:
+    """A routing; where there are several modalities, also with a way for all of them."""
+    ids = facts.of_form("tokens") == facts.names
+    return routings(modalities=facts.modalities, ids=ids, where=where, shared=shared)
 
 
 def norms(facts: Facts, *, where: Sequence[str] = WHERE) -> st.SearchStrategy[Mappings]:
-    return st.builds(merged, PLAIN_NORM, sometimes(experts=experts(facts, where=where)))
+    def fitting(norm: Mappings, more: Mappings) -> Mappings:
+        weightless = norm.get("weight") is False and by_router(more.get("experts"))
+        return norm if weightless else norm | more
+
+    return st.builds(fitting, PLAIN_NORM, sometimes(experts=experts(facts, where=where)))
 
 
 @st.composite
@@ -217,7 +215,7 @@ def feed_forwards(facts: Facts) -> st.SearchStrategy[Mappings]:
         bias=st.booleans(),
         sub_norm=PLAIN_NORM | st.just(True),
         norm=norms(facts),
-        experts=experts(facts),
+        experts=experts(facts, shared=True),
     )
     return st.builds(merged, st.builds(lambda h: {"hidden": h}, hidden), more)
 
@@ -241,7 +239,7 @@ def overrides(draw: Draw, facts: Facts) -> Mappings:
         gate=st.booleans(),
         activation=st.sampled_from(ACTIVATIONS),
         sub_norm=st.just("rms_norm") | st.none(),
-        experts=experts(facts) | st.none(),
+        experts=experts(facts, shared=True) | st.none(),
     )
     order = st.sampled_from(["sequential", "parallel"])
     change = draw(sometimes(attention=attention, norm=norm, ffn=ffn, order=order))

@@ -177,14 +177,16 @@ def test_zoo_filters(run: Any) -> None:
 
     assert "beit3-large" in names()
     assert names("*-2.8b") == ["mudd-pythia-2.8b", "muddformer-2.8b", "pythia-2.8b"]
-    assert names("beit3", "--max-params", "1M") == ["beit3-test"]
-    prepost = ("mudd-prepost-", "mudd-jax-")
+    assert names("beit3", "--max-params", "1M") == ["beit3-test", "beit3-moe-test"]
+    prepost = ("mudd-prepost-", "mudd-jax-", "mudd-moe-")
     assert set(names("--wiring", "mudd")) == {
         n for n in names() if "mudd" in n and not n.startswith(prepost)
     }
     assert names("--head", "vqa_768") == ["beit3-large"]
     plain = {n for n in names("--routing", "none") if "vit-" not in n}
-    assert set(names("--head", "causal_lm")) == plain
+    assert plain < set(names("--head", "causal_lm"))
+    assert {"mixtral-8x7b", "beit3-moe", "switch-test"} < set(names("--routing", "top_k"))
+    assert not plain & set(names("--routing", "top_k"))
     assert run("zoo", "--head", "nothing").out.strip() == "no entry fits"
     assert run("zoo", "bert").code == 2
     assert run("zoo", "--max-params", "many").code == 2

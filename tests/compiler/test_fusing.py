@@ -83,7 +83,7 @@ def gradients(model: Model, found: list[torch.Tensor]) -> dict[str, torch.Tensor
             total = total + (value * factor).sum()
     if not total.requires_grad:
         return {}
-    params = dict(model.named_parameters())
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     made = torch.autograd.grad(total, list(params.values()), allow_unused=True)
     zipped = zip(params.items(), made, strict=True)
     return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zipped}

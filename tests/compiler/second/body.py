@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import multiway as mw
+from second.routers import Run, Stacks, gates
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2,
@@ -30,17 +31,21 @@ class Body:
     """What is inside embeddings, norms, attention and feed-forward parts of a spec."""
 
     def __init__(self, spec: mw.Spec, params: Mapping[str, Tensor], names: list[str]) -> None:
-        self.spec, self.params, self.names = spec, params, names
+        self.spec, self.params, self.names = spec, Stacks(params), names
         self.token_modality: list[str] = []
+        self.token_input: list[str] = []
+        self.ids: Tensor | None = None
         self.seen = torch.empty(0)
+        self.routed_by: dict[int, Tensor] = {}  # what routers of attention read, by layer
 
     def opened(self, values: Mapping[str, Any]) -> Tensor:
         """The embedding [B, T, D] of all inputs; remembers whose tokens they are, and padding."""
         parts = [self.embedded(name, values) for name in self.names]
         named = list(zip(self.names, parts, strict=True))
-        self.token_modality = [
-            self.spec.inputs[name].modality for name, part in named for _ in range(part.shape[1])
-        ]
+        self.token_input = [name for name, part in named for _ in range(part.shape[1])]
+        self.token_modality = [self.spec.inputs[name].modality for name in self.token_input]
+        if all(self.spec.inputs[name].vocab is not None for name in self.names):
+            self.ids = torch.cat([values[name] for name in self.names], 1)
         self.seen = torch.cat(
             [
                 ~values.get(f"{name}_padding", torch.zeros(part.shape[:2], dtype=torch.bool))
@@ -100,23 +105,55 @@ class Body:
         return x * self.params.get(f"{path}.weight", 1.0) + self.params.get(f"{path}.bias", 0.0)
 
     def way_of(self, token: int, experts: Any) -> str:
-        if experts is None:
+        if experts is None or experts.route != "modality":
             return ""
-        fused = experts.fused
+        fused, own = experts.fused, self.token_modality[token]
         if fused is not None and fused.where and set(fused.when) == set(self.token_modality):
             return ".fused"
-        return f".{self.token_modality[token]}"
+        return "." + next((way for way, them in experts.ways.items() if own in them), own)
 
-    def by_way(self, experts: Any, x: Tensor, run: Callable[[str, Tensor], Tensor]) -> Tensor:
-        """`run(way, x)` on all tokens for every way; each token takes the result of its own."""
+    def by_way(self, path: str, experts: Any, x: Tensor, run: Run, seen: Tensor) -> Tensor:
+        """`run(way, x)` on all tokens for every way; each token takes the result of its own.
+
+        seen: what a router of the part at `path` reads.
+        """
         ways = [self.way_of(i, experts) for i in range(x.shape[1])]
-        results = {way: run(way, x) for way in set(ways)}
-        return torch.stack([results[way][:, i] for i, way in enumerate(ways)], 1)
+        inner = experts.inside if experts is not None and experts.route == "modality" else experts
+        if inner is None:
+            results = {way: run(way, x) for way in set(ways)}
+            return torch.stack([results[way][:, i] for i, way in enumerate(ways)], 1)
+        found = torch.zeros(0)
+        for way, tokens in self.together(ways, experts):
+            weights = gates(
+                self.params,
+                f"{path}.router{way}",
+                inner,
+                seen[:, tokens],
+                None if self.ids is None else self.ids[:, tokens],
+                self.seen[:, tokens],
+            )
+            every = [run(f"{way}@{e}", x[:, tokens]) for e in range(inner.count)]
+            y = sum(weights[..., e, None] * each for e, each in enumerate(every))
+            if not len(found):
+                found = torch.zeros(*x.shape[:2], y.shape[-1], dtype=x.dtype)  # type: ignore[union-attr]
+            found = found.index_copy(1, torch.tensor(tokens), y)  # type: ignore[arg-type]
+        return found
+
+    def together(self, ways: list[str], experts: Any) -> list[tuple[str, list[int]]]:
+        """The tokens that a router sees together: all, or those of one input in its way."""
+        if experts.route != "modality" or ways[0] == ".fused":
+            return [(ways[0], list(range(len(ways))))]
+        return [
+            (ways[tokens[0]], tokens)
+            for name in self.names
+            if (tokens := [i for i, each in enumerate(self.token_input) if each == name])
+        ]
 
     def norm(self, path: str, norm: Any, x: Tensor, base: Any) -> Tensor:
-        return self.by_way(
-            norm.experts, x, lambda way, y: self.normed(f"{path}{way}", norm, y, base)
-        )
+        def run(way: str, y: Tensor) -> Tensor:
+            return self.normed(f"{path}{way}", norm, y, base)
+
+        return self.by_way(path, norm.experts, x, run, x)
 
     def norm_of(self, layer: int, part: str) -> Any:
         """The norm of a sublayer; of a parallel block, that of the block."""
@@ -137,10 +174,13 @@ class Body:
         for stream, role in zip("qkv", ("query", "key", "value"), strict=True):
             role_path = f"{path}.{role}"
             found[role] = self.by_way(
+                path,
                 part.experts,
                 inputs[stream],
                 lambda way, y, p=role_path: self.matrix(f"{p}{way}", y),  # type: ignore[misc]
+                inputs["q"],
             )
+        self.routed_by[layer] = inputs["q"]
         return found
 
     def attention(self, layer: int, projected: Mapping[str, Tensor]) -> Tensor:
@@ -160,7 +200,7 @@ class Body:
                 z = self.normed(f"{path}.sub_norm{way}", part.sub_norm, z, base)
             return self.matrix(f"{path}.output{way}", z)
 
-        return self.by_way(part.experts, y, finish)
+        return self.by_way(path, part.experts, y, finish, self.routed_by[layer])
 
     def positioned(self, layer: int, role: str, x: Tensor, count: int) -> Tensor:
         """[B, T, heads, E] with norm and rotary positions."""
@@ -204,7 +244,7 @@ class Body:
         block, path = self.spec.blocks[layer], f"blocks.{layer}.ffn"
         part = block.ffn
 
-        def run(way: str, y: Tensor) -> Tensor:
+        def run(way: str, y: Tensor, path: str = path) -> Tensor:
             up = self.matrix(f"{path}.up{way}", y)
             activation = ACTIVATIONS[part.activation]
             if part.gate:
@@ -215,4 +255,20 @@ class Body:
                 z = self.normed(f"{path}.sub_norm{way}", part.sub_norm, z, block.norm)
             return self.matrix(f"{path}.down{way}", z)
 
-        return self.by_way(part.experts, x, run)
+        y = self.by_way(path, part.experts, x, run, x)
+        ways = [self.way_of(i, part.experts) for i in range(x.shape[1])]
+        shared = self.shared_of(part.experts)
+        if shared is None:
+            return y
+        every = {way: run(way, x, f"{path}.shared") for way in set(ways)}
+        if shared.gate:
+            for way in every:
+                score = self.matrix(f"{path}.shared.score{way}", x)
+                every[way] = every[way] * torch.sigmoid(score)
+        return y + torch.stack([every[way][:, i] for i, way in enumerate(ways)], 1)
+
+    def shared_of(self, experts: Any) -> Any:
+        if experts is None:
+            return None
+        inner = experts.inside if experts.route == "modality" else experts
+        return None if inner is None else inner.shared
