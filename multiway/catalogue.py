@@ -12,6 +12,8 @@ from multiway.compiler.costs import Cost, costs, default_sizes, total
 from multiway.compiler.graph import LayerGraph
 from multiway.specs import MultiwayError, Spec
 from multiway.specs.errors import nearest, one_of
+from multiway.specs.routing import chosen
+from multiway.specs.routing_checks import routings
 from multiway.zoo import Entry, catalogue
 
 TEXT_TOKENS = 32  # of a text beside an image; a text alone is taken at its longest
@@ -25,7 +27,7 @@ def count_parameters(spec: Spec, head: str) -> int:
 def routes(spec: Spec) -> list[str]:
     """The routings that any part uses, those inside of ways as well."""
     found = {
-        str(each.route)  # type: ignore[attr-defined]
+        str(each.route)
         for _, experts in routings(spec)
         for each in (experts, chosen(experts))
         if each is not None
