@@ -110,6 +110,20 @@ def _wiring(name: str, target: float | None = None) -> Case:
     )
 
 
+def _routing(name: str, doc: str, a: str, b: str, target: float, length: int) -> Case:
+    return Case(
+        name=f"routing-{name}",
+        doc=f"24 x 256, {doc}, forward and backward",
+        a=a,
+        b=b,
+        batch=4,
+        length=length,
+        train=True,
+        target=target,
+        pairs=9,
+    )
+
+
 CASES = (
     _beit3("float32", "f32", 1.06),
     _beit3("bfloat16", "bf16", 1.20),
@@ -132,6 +146,22 @@ CASES = (
     _wiring("mhar", 1.30),
     *map(_wiring, ("mudd_prepost", "dar", "post_norm", "deepnorm", "sandwich", "rezero")),
     *map(_wiring, ("layer_scale", "unet", "x0")),
+    _routing(
+        "top-k",
+        "two of eight experts of half the width over the dense model",
+        "experts-24x256.yaml",
+        "prenorm-24x256.yaml",
+        target=1.15,
+        length=512,
+    ),
+    _routing(
+        "modality",
+        "every part with a copy for each of two modalities over one copy for both",
+        "modality-24x256.yaml",
+        "unrouted-24x256.yaml",
+        target=1.03,
+        length=256,
+    ),
     _memory("memory-24x256", "peak of live tensor bytes in a step of training", kind="memory"),
     _memory(
         "memory-24x256-planned",

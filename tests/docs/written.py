@@ -10,6 +10,8 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shutil
+import tempfile
 import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +23,7 @@ import multiway as mw
 from multiway.catalogue import limits
 from multiway.compiler import parameters
 from multiway.compiler.build import program_names
-from multiway.compiler.costs import costs, moved_bytes, total
+from multiway.compiler.costs import costs, default_sizes, moved_bytes, total
 from multiway.compiler.graph import INPUT, LayerGraph, block_of
 from multiway.compiler.heads import contrastive, kinds
 from multiway.compiler.pipeline import PIPELINE, Options, run
@@ -207,6 +209,7 @@ def printed(what: str, file: Path) -> str:
         "traps": print_traps,
         "limits": print_limits,
         "wiring": print_wiring,
+        "routing": print_routing,
     }
     return folded_lines(makers[name](file, *words))
 
@@ -344,6 +347,54 @@ def wiring_costs(name: str) -> dict[str, float]:
         "nodes": len(built),
         "fused": len(fused),
         "bytes": moved_bytes(fused, WIRED_SIZES),
+    }
+
+
+ROUTED_DIMS = {
+    **{"depth": 12, "width": 768, "num_heads": 12, "num_kv_heads": 12, "context": 512},
+    **{"image": 224, "patch": 16},
+}
+
+
+def print_routing(file: Path, *heading: str) -> str:
+    """What the change of an example that stands under a heading costs, beside that example without
+    any experts: 12 layers x 768, texts of 512 tokens or what the example allows, one row."""
+    title = f"## {' '.join(heading)}"
+    start = file.read_text().split("\n").index(title) + 1
+    block = next(b for b in blocks(file) if b.line > start and b.words.startswith("extends="))
+    base = block.words.removeprefix("extends=")
+    dense = without_experts(mw.load(EXAMPLES / base).tree.plain())
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copy(EXAMPLES / base, folder)
+        changed = Path(folder, "changed.yaml")
+        changed.write_text(f"multiway: 1\nextends: {base}\n{block.text}")
+        own, plain = routing_costs(changed), routing_costs(dense)
+    parameters, active = (
+        f"{word} {own[key] / 1e6:.1f}M ({own[key] / plain[key]:.2f} of dense)"
+        for word, key in (("parameters", "parameters"), ("active", "active"))
+    )
+    flops, moved = (own[key] / plain[key] - 1 for key in ("flops", "bytes"))
+    return f"# {parameters}, {active}, FLOPs {flops:+.1%}, bytes {moved:+.0%}"
+
+
+def without_experts(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: without_experts(each) for key, each in tree.items() if key != "experts"}
+    return tree
+
+
+def routing_costs(source: Any) -> dict[str, float]:
+    dims = mw.load(source).dims
+    spec = mw.load(source, set={k: v for k, v in ROUTED_DIMS.items() if k in dims})
+    spec = spec.for_head(next(iter(spec.heads)))
+    built = mw.build(spec)
+    sizes = default_sizes(built, limits(spec), batch=1, length=None)
+    whole = total(costs(built, sizes))
+    return {
+        "parameters": whole.parameters,
+        "active": whole.active,
+        "flops": whole.flops,
+        "bytes": moved_bytes(run(built, Options())[-1].graph, sizes),
     }
 
 
