@@ -57,7 +57,6 @@ def update_balance(model: Model, load: Mapping[str, Tensor]) -> None:
     more, one with more tokens `rate` less. Raises KeyError for a path that the model does not have.
     """
     for path, tokens in load.items():
-        biases = model.get_parameter(path)
-        count = tokens.sum(0)
-        step = torch.sign(count.mean() - count) * model.balance_rates[path]
-        biases.add_(step.to(biases.dtype))
+        rate = model.balance_rates[path]
+        biases, count = model.get_parameter(path), tokens.sum(0)
+        biases.add_((torch.sign(count.mean() - count) * rate).to(biases.dtype))

@@ -11,6 +11,11 @@ from typing import Any
 
 import torch
 
+# Private, so looked for: without it a call inside a transform is taken as a plain one.
+_transforms: Callable[[], bool] = getattr(
+    torch._C, "_are_functorch_transforms_active", lambda: False
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
@@ -31,6 +36,15 @@ class Kernel:
 def autocasts(x: torch.Tensor) -> bool:
     """Whether autocast chooses the types of products on the device of x."""
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def transforms() -> bool:
+    """Whether torch.func or forward-mode differentiation looks into operators, which have no rule
+    for it where they are our own: tangents would be dropped without a word.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return _transforms() or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
 @functools.cache

@@ -6,28 +6,23 @@ from typing import Any
 
 import pytest
 import torch
+from members import members
 
 import multiway as mw
 from multiway.runtime.model import Model
 from multiway.runtime.samples import random_inputs
-from multiway.zoo import catalogue
 
 LIMITS = {"B": (1, 64), "T": (2, 60), "S": (1, 200)}
-MEMBERS = [
-    (entry.name, head)
-    for entry in catalogue()
-    if entry.name.endswith("-test")
-    for head in mw.load(entry.name).heads
-]
 
 
 def programs() -> list[Any]:
-    """Every program of every member; of each head only the main one and decoding are not slow."""
+    """Every program of every member; not slow are the main one and decoding, once a family."""
     found = []
-    for name, head in MEMBERS:
+    for each in members(apart=False):
+        name, head = each.values
         names = list(mw.compile(name, head=head, device="meta").programs)
         for program in names:
-            quick = program in (names[0], "decode")
+            quick = not each.marks and program in (names[0], "decode")
             marks = () if quick else (pytest.mark.slow,)
             found.append(pytest.param(name, head, program, marks=marks))
     return found

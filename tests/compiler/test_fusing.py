@@ -17,6 +17,7 @@ import torch
 import yaml
 from hypothesis import HealthCheck, Phase, given
 from hypothesis import strategies as st
+from members import members
 from strategies import random_inputs, randomise, specs
 from test_ops import OPS, floats, replaced, run, values_of
 from test_properties import flat, some_sizes
@@ -38,17 +39,10 @@ from multiway.runtime.kernels import kernels
 from multiway.runtime.kernels.packed_linear import adjacent
 from multiway.runtime.model import Model
 from multiway.specs.errors import MultiwayError
-from multiway.zoo import catalogue
 
 Mappings = dict[str, Any]
 NAMES = [each.name for each in PIPELINE]
 EXACT = [each for each in PIPELINE if each.numerics == "exact"]
-MEMBERS = [
-    (entry.name, head)
-    for entry in catalogue()
-    if entry.name.endswith("-test")
-    for head in mw.load(entry.name).heads
-]
 PHASES = [Phase.explicit, Phase.generate, Phase.shrink]
 
 
@@ -138,13 +132,13 @@ OPTIONS = st.fixed_dictionaries(
 
 
 @given(specs(), st.integers(1, 5), OPTIONS)
-@settings(60)
+@settings(40)
 def test_fused_is_the_reference(spec: Mappings, length: int, options: Mappings) -> None:
     check_fused(spec, length, **options)
 
 
 @given(specs(), st.sampled_from(["train", "inference"]))
-@settings(40)
+@settings(25)
 def test_a_fused_graph_is_well_formed_lowered_as_it_is_and_fused_no_further(
     spec: Mappings, mode: Any
 ) -> None:
@@ -179,7 +173,7 @@ def test_fuzz_fused(spec: Mappings, length: int, options: Mappings) -> None:
 
 
 @pytest.mark.parametrize("mode", ["train", "inference"])
-@pytest.mark.parametrize(("name", "head"), MEMBERS)
+@pytest.mark.parametrize(("name", "head"), members())
 def test_members_fused_are_the_reference(name: str, head: str, mode: str) -> None:
     spec = mw.load(name).for_head(head)
     for program in program_names(spec):

@@ -114,7 +114,7 @@ def test_streams_that_no_plan_can_drop_are_made_in_their_products() -> None:
 
 
 @given(specs(), st.integers(1, 5), st.floats(0, 1))
-@settings(40)
+@settings(20)
 def test_a_plan_changes_no_bit(spec: Mappings, length: int, share: float) -> None:
     for each in heads(spec):
         if "loss" not in program_names(each):

@@ -289,7 +289,7 @@ def check_second(spec: Mappings, length: int) -> None:
 
 
 @given(specs(["features", "causal_lm"]), st.integers(1, 5))
-@settings(40)
+@settings(30)
 def test_the_trunk_is_what_the_language_says(spec: Mappings, length: int) -> None:
     check_second(spec, length)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from members import members
 from safetensors.torch import load_file, save_file
 
 import multiway as mw
@@ -17,14 +18,11 @@ from multiway.runtime.checkpoint import open_checkpoint
 from multiway.runtime.model import Model
 from multiway.runtime.weights import resize_positions
 from multiway.specs import MultiwayError
-from multiway.zoo import catalogue
 
 MEMBERS = [
-    (entry.name, head)
-    for entry in catalogue()
-    if entry.name.endswith("-test")
-    for head in mw.load(entry.name).heads
-    if head not in ("mlm", "mim")  # no released checkpoint has them
+    each
+    for each in members(apart=False)
+    if each.values[1] not in ("mlm", "mim")  # no released checkpoint has them
 ]
 
 

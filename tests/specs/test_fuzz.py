@@ -311,19 +311,19 @@ data = st.composite(spoiled_data)()
 QUIET = list(HealthCheck)
 
 
-@settings(max_examples=500, suppress_health_check=QUIET, print_blob=True)
+@settings(max_examples=250, suppress_health_check=QUIET, print_blob=True)
 @given(text=texts)
 def test_spoiled_text(text: str) -> None:
     check(text)
 
 
-@settings(max_examples=350, suppress_health_check=QUIET, print_blob=True)
+@settings(max_examples=200, suppress_health_check=QUIET, print_blob=True)
 @given(text=data)
 def test_spoiled_data(text: str) -> None:
     check(text)
 
 
-@settings(max_examples=350, suppress_health_check=QUIET, print_blob=True)
+@settings(max_examples=200, suppress_health_check=QUIET, print_blob=True)
 @given(text=fitting_texts)
 def test_spoiled_values(text: str) -> None:
     check(text)
