@@ -202,6 +202,6 @@ def _outputs(record: Record) -> list[Value]:
 
 
 def _runs(graph: LayerGraph, value: Value) -> bool:
-    """Whether a value has a token axis: static mixing weights [C, L] have none."""
+    """Whether a value has a token axis: static mixing weights [C, L] have none, ids [B, T] do."""
     kind = graph.type(value)
-    return not isinstance(kind, Tensor) or len(kind.shape) > 2
+    return not isinstance(kind, Tensor) or len(kind.shape) > 2 or kind.dtype != "float"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from strategies import random_inputs, randomise
+from test_fusing import assert_equal
 from torch import Tensor, fx
 from torch.nn import functional as F
 
@@ -425,3 +426,24 @@ def test_a_token_meets_its_part_of_the_experts(experts: Mappings, used: float) -
     norm = 2 * 8
     assert found.parameters == 2 * (8 * one + router + norm)
     assert found.active == 2 * (used * one + router + norm)
+
+
+def test_hash_routing_behind_a_mix_is_cut_with_its_ids() -> None:
+    """Ids run along the tokens as hiddens do, with no axis of channels."""
+    spec = mw.load(
+        {
+            "multiway": 1,
+            "name": "two texts",
+            "dims": {"depth": 1, "width": 4, "vocab": 11},
+            "inputs": {
+                name: {"vocab": "vocab", "context": 16, "modality": "language"}
+                for name in ("note", "text")
+            },
+            "block": {"norm": "rms_norm", "attention": {"heads": 1}, "ffn": {"hidden": 5}},
+            "wiring": "attnres",
+            "output": {"norm": {"experts": {"route": "hash", "count": 3}}},
+            "heads": {"task": {"kind": "classification", "pool": ["first of note"], "classes": 2}},
+        }
+    ).for_head("task")
+    graph = mw.build(spec, program="loss")
+    assert_equal(spec, "loss", random_inputs(graph, {"B": 2, "T": 3, "T_text": 4}))
