@@ -15,7 +15,7 @@ from multiway.runtime.model import Model
 class Summary:
     """What one router did with the tokens of a batch."""
 
-    load: Tensor  # [experts] the part of all choices that went to each; even use gives 1 / experts
+    load: Tensor  # [experts] the part of all choices that was for each; even use gives 1 / experts
     probability: Tensor  # [experts] mean probability
     entropy: float  # of the probabilities of a token, in nats, on average; log(experts) at most
     z: float  # mean square of log sum exp of the logits
@@ -43,8 +43,8 @@ def _summary(path: str, taps: Mapping[str, Tensor]) -> Summary:
         probability=total("probability") / tokens,
         entropy=float(total("entropy") / tokens),
         z=float(total("z") / tokens),
-        dropped=float(dropped / (chosen + dropped).clamp(min=1)),
-        experts=float(chosen / tokens),
+        dropped=float(dropped / chosen.clamp(min=1)),
+        experts=float((chosen - dropped) / tokens),
     )
 
 

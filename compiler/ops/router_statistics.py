@@ -15,10 +15,9 @@ def router_statistics(
 
     there = torch.ones_like(gates[..., 0], dtype=torch.bool) if padding is None else ~padding
     there = wide(there.unsqueeze(-1).to(gates.dtype))
-    load = ((gates != 0) * there).sum(1)
-    dropped = load.new_zeros(load.shape[0])
-    if wanted is not None:
-        dropped = ((wanted != 0) * there).sum((1, 2)) - load.sum(-1)
+    served = ((gates != 0) * there).sum(1)
+    load = served if wanted is None else ((wanted != 0) * there).sum(1)
+    dropped = (load - served).sum(-1)
     if logits is None:
         return load, torch.zeros_like(load), dropped * 0, dropped * 0, dropped, there.sum((1, 2))
     z = wide(logits)
@@ -50,11 +49,11 @@ OP = Op(
     ),
     reference=router_statistics,
     doc=(
-        "Sums over the tokens of a row that are not padded: how many went to each expert; the "
-        "probability of each (softmax of logits, or sigmoids over their sum); the square of "
-        "log sum exp of logits; the entropy of the probabilities in nats; how many of the choices "
-        "in `wanted` are not in `gates`; and how many tokens there are. In at least float32. Of "
-        "what has no logits, 0."
+        "Sums over the tokens of a row that are not padded: how many chose each expert (`wanted`, "
+        "or `gates` where nothing is dropped); the probability of each (softmax of logits, or "
+        "sigmoids over their sum); the square of log sum exp of logits; the entropy of the "
+        "probabilities in nats; how many of the choices in `wanted` are not in `gates`; and how "
+        "many tokens there are. In at least float32. Of what has no logits, 0."
     ),
     attrs={"score": Attr("softmax or sigmoid", "softmax")},
     flops=_flops,

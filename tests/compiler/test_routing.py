@@ -433,13 +433,17 @@ def test_hash_routing_behind_a_mix_is_cut_with_its_ids() -> None:
     spec = mw.load(
         {
             "multiway": 1,
-            "name": "two texts",
+            "name": "two-texts",
             "dims": {"depth": 1, "width": 4, "vocab": 11},
             "inputs": {
                 name: {"vocab": "vocab", "context": 16, "modality": "language"}
                 for name in ("note", "text")
             },
-            "block": {"norm": "rms_norm", "attention": {"heads": 1}, "ffn": {"hidden": 5}},
+            "block": {
+                "norm": {"kind": "rms_norm", "eps": 1e-6},
+                "attention": {"heads": 1},
+                "ffn": {"hidden": 5},
+            },
             "wiring": "attnres",
             "output": {"norm": {"experts": {"route": "hash", "count": 3}}},
             "heads": {"task": {"kind": "classification", "pool": ["first of note"], "classes": 2}},
@@ -447,3 +451,20 @@ def test_hash_routing_behind_a_mix_is_cut_with_its_ids() -> None:
     ).for_head("task")
     graph = mw.build(spec, program="loss")
     assert_equal(spec, "loss", random_inputs(graph, {"B": 2, "T": 3, "T_text": 4}))
+
+
+def test_the_loss_of_balance_sees_choices_that_are_dropped() -> None:
+    """All tokens choose one expert, which serves a quarter of them: that is no even use."""
+    gates = torch.zeros(1, 8, 4, dtype=torch.float64)
+    wanted = gates.clone()
+    wanted[..., 2] = 1
+    gates[:, :2, 2] = 1
+    logits = 50.0 * wanted
+    load, probability, *_, dropped, tokens = registry()["router_statistics"].reference(
+        gates, logits, wanted, score="softmax"
+    )
+    assert load.tolist() == [[0, 0, 8, 0]] and dropped.tolist() == [6]
+    loss = registry()["balance_loss"].reference(
+        [load], [probability], [tokens], rows="together", layers="apart"
+    )
+    assert float(loss) == pytest.approx(4)
