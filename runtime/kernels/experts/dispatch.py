@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding_bag
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByToken:
+    """The same rows, those of a token one behind the other."""
+
+    order: Tensor  # [R] numbers of rows
+    starts: Tensor  # [N] where those of each token start in it
+
+    def sums(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The rows [R, D] of every token, summed, each times its weight if given -> [N, D].
+
+        On the CPU torch adds rows by index one at a time: 4096 of 256 numbers take 2.7 ms,
+        the sum over bags 0.5, on one core.
+        """
+        if not rows.numel():
+            return rows.new_zeros(self.starts.shape[0], rows.shape[-1])
+        each = None if weights is None else weights.index_select(0, self.order)
+        return embedding_bag(self.order, rows, self.starts, mode="sum", per_sample_weights=each)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,15 +38,58 @@ class Dispatch:
     experts: Tensor  # [R]
     ends: Tensor  # [X] int32: where the rows of each expert end
     weights: Tensor  # [R] the gate of each
+    by_token: ByToken | None = None  # where it is faster to sum so
 
     def rows(self, x: Tensor) -> Tensor:
         """The tokens [N, D] as rows [R, D]."""
-        return x.index_select(0, self.tokens)
+        if self.by_token is None:
+            return x.index_select(0, self.tokens)
+        found: Tensor = _Rows.apply(x, self.tokens, self.by_token)  # type: ignore[no-untyped-call]
+        return found
 
     def sums(self, rows: Tensor, count: int) -> Tensor:
         """The rows [R, D] of each of `count` tokens, summed by their weights -> [count, D]."""
-        weighed = rows * self.weights.unsqueeze(-1)
-        return rows.new_zeros(count, rows.shape[-1]).index_add(0, self.tokens, weighed)
+        if self.by_token is None:
+            weighed = rows * self.weights.unsqueeze(-1)
+            return rows.new_zeros(count, rows.shape[-1]).index_add(0, self.tokens, weighed)
+        found: Tensor = _Sums.apply(  # type: ignore[no-untyped-call]
+            rows, self.weights, self.tokens, self.by_token
+        )
+        return found
+
+
+class _Rows(torch.autograd.Function):
+    """x [N, D] -> [R, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, tokens: Tensor, by_token: ByToken) -> Tensor:
+        ctx.by_token = by_token
+        return x.index_select(0, tokens)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.by_token.sums(grad.contiguous()), None, None
+
+
+class _Sums(torch.autograd.Function):
+    """rows [R, D], weights [R] -> [N, D]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weights: Tensor, tokens: Tensor, by_token: ByToken
+    ) -> Tensor:
+        ctx.save_for_backward(rows, weights, tokens)
+        return by_token.sums(rows, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        rows, weights, tokens = ctx.saved_tensors
+        given = grad.index_select(0, tokens)
+        of_weights = torch.linalg.vecdot(given, rows) if ctx.needs_input_grad[1] else None
+        of_rows = given.mul_(weights.unsqueeze(-1)) if ctx.needs_input_grad[0] else None
+        return of_rows, of_weights, None, None
 
 
 def dispatch(gates: Tensor, most: int) -> Dispatch:
@@ -39,7 +104,10 @@ def dispatch(gates: Tensor, most: int) -> Dispatch:
     used = gates.detach() != 0
     experts, tokens = used.t().nonzero(as_tuple=True)
     ends = used.sum(0).cumsum(0).to(torch.int32)
-    return Dispatch(tokens=tokens, experts=experts, ends=ends, weights=_at(gates, tokens, experts))
+    counts = used.sum(1)
+    by_token = ByToken(order=tokens.argsort(stable=True), starts=counts.cumsum(0) - counts)
+    weights = _at(gates, tokens, experts)
+    return Dispatch(tokens=tokens, experts=experts, ends=ends, weights=weights, by_token=by_token)
 
 
 def is_static(gates: Tensor) -> bool:
