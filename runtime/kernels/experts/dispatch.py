@@ -21,8 +21,8 @@ class ByToken:
     def sums(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """The rows [R, D] of every token, summed, each times its weight if given -> [N, D].
 
-        On the CPU torch adds rows by index one at a time: 4096 of 256 numbers take 2.7 ms,
-        the sum over bags 0.5, on one core.
+        On the CPU torch adds rows by index one at a time: 4096 of 256 numbers take 1.6 ms,
+        the sum over bags 0.6, on one core.
         """
         if not rows.numel():
             return rows.new_zeros(self.starts.shape[0], rows.shape[-1])
