@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multiway.runtime.kernels.activations import activate
+from multiway.runtime.kernels.activations import FEWEST, activate, gelu_in_c
 from multiway.runtime.kernels.kernel import Kernel, autocasts
+from multiway.runtime.kernels.native.calls import addressable
+from multiway.runtime.kernels.norms import gelu
 
 KINDS = ("gelu", "gelu_tanh", "silu", "relu")
 
@@ -51,12 +53,10 @@ class _TokenWeights(torch.autograd.Function):
         kind: str,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        scale = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        scale = scale.square_().div_(rows.shape[1]).add_(eps).rsqrt_()
         raw = rows @ hidden.t()
+        active, scale = _activated(raw, rows, eps, kind)
         ctx.save_for_backward(rows, hidden, output, scale, raw)
         ctx.kind, ctx.static, ctx.shape = kind, None if static is None else static.shape, x.shape
-        active = activate(raw * scale, kind)
         if static is None:
             return active @ output.t()
         return torch.addmm(static.reshape(-1), active, output.t())
@@ -82,6 +82,16 @@ class _TokenWeights(torch.autograd.Function):
             factor = inner.mul_(scale.pow(3)).div_(-rows.shape[1])
             of_x = (rows * factor).addmm_(of_raw, hidden).view(ctx.shape)
         return of_x, of_hidden, of_output, of_static, None, None
+
+
+def _activated(raw: Tensor, rows: Tensor, eps: float, kind: str) -> tuple[Tensor, Tensor]:
+    """activation(raw * scale) [N, F] and scale = 1 / sqrt(mean(rows^2) + eps) [N, 1]."""
+    fits = addressable(raw, rows) and rows.is_contiguous() and rows.numel() >= FEWEST
+    if kind == "gelu" and fits and gelu_in_c(raw):
+        return gelu.scaled(raw, rows, eps)
+    scale = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    scale = scale.square_().div_(rows.shape[1]).add_(eps).rsqrt_()
+    return activate(raw * scale, kind), scale
 
 
 def _refuses(

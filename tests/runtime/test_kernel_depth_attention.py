@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import random
+import statistics
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -288,9 +289,12 @@ def test_no_farther_from_float64_than_the_definition_is(
             history = history_of(case.history) if function is routed_mix else case.history
             outputs = case.run(function, history)
             results.append([*outputs, *grads_of(loss_of(outputs, 1), case.leaves)])
+        ratios = []
         for truth, eager, ours in zip(*results, strict=True):
-            allowed = 3 * (eager.to(double) - truth).abs().mean() + 1e-12
-            assert (ours.to(double) - truth).abs().mean() <= allowed
+            ours, eager = ((x.to(double) - truth).abs().mean() + 1e-12 for x in (ours, eager))
+            ratios.append(float(ours / eager))
+        # One tensor of one draw says little: how a product is summed depends on the processor.
+        assert statistics.geometric_mean(ratios) <= 2.5 and max(ratios) <= 6
 
 
 def test_threads_change_no_more_than_the_order_of_sums(

@@ -199,3 +199,12 @@ def test_what_it_does_not_take() -> None:
         assert refuses(x, weight, **settings) == "autocast decides the types of products"
     with native.disabled():
         assert refuses(x, weight, **settings) == "C kernels are switched off"
+
+
+@pytest.mark.parametrize(("rows", "width", "source"), [(5, 7, 3), (70, 64, 256), (0, 4, 8)])
+def test_of_rows_scaled_by_the_norm_of_others(rows: int, width: int, source: int) -> None:
+    x, of = draw(rows, width, dtype=torch.float32), draw(rows, source, dtype=torch.float32, seed=1)
+    found, scales = gelu.scaled(x, of, 1e-5)
+    exact = (of.double().square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    torch.testing.assert_close(scales, exact.float(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found, F.gelu(x.double() * exact).float(), rtol=1e-5, atol=1e-6)

@@ -151,14 +151,24 @@ def test_a_site_is_its_op(name: str, sizes: tuple[int, ...], path: bool) -> None
 @pytest.mark.parametrize("path", PATHS, indirect=True)
 @pytest.mark.parametrize("name", CASES)
 def test_float32_is_no_farther_from_float64_than_eager(name: str, path: bool) -> None:
-    given, attrs = values(name, (2, 35, 4, 48), dtype=torch.float32)
-    exact = run(REFERENCE, copied(given), attrs)
-    eager = run(REFERENCE, copied(given, torch.float32), attrs)
-    ours = run(fused_lanes, given, attrs)
-    for a, b, c in zip(flat_pair(ours), flat_pair(eager), flat_pair(exact), strict=True):
-        assert a.dtype == torch.float32
-        allowed = 4 * float((b.double() - c).abs().max()) + 2e-6 * (1 + float(c.abs().max()))
-        assert float((a.double() - c).abs().max()) <= allowed
+    errors = []  # by draw and tensor: of ours, of eager's, and the largest number
+    for seed in range(4):  # some gradients are one number, whose error in one draw may be none
+        given, attrs = values(name, (2, 35, 4, 48), dtype=torch.float32, seed=seed)
+        exact = flat_pair(run(REFERENCE, copied(given), attrs))
+        eager = flat_pair(run(REFERENCE, copied(given, torch.float32), attrs))
+        ours = flat_pair(run(fused_lanes, given, attrs))
+        assert all(x.dtype == torch.float32 for x in ours)
+        of = [
+            [
+                (x.detach().double() - c.detach()).abs().max()
+                for x, c in zip(each, exact, strict=True)
+            ]
+            for each in (ours, eager)
+        ]
+        errors.append(torch.tensor([*of, [c.detach().abs().max() for c in exact]]))
+    ours_off, eager_off = torch.stack(errors)[:, :2].square().mean(0).sqrt()
+    size = torch.stack(errors)[:, 2].amax(0)
+    assert (ours_off <= 3 * eager_off + 2e-6 * (1 + size)).all()
 
 
 def flat_pair(pair: Any) -> list[torch.Tensor]:

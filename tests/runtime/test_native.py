@@ -50,6 +50,20 @@ def test_a_file_is_compiled_once_and_found_again(tmp_path: Path, source: Path) -
 
 
 @needs_c
+def test_a_header_that_changes_is_read_again(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    monkeypatch.setattr(build, "HEADERS", shared)
+    source.write_text('#include "answer.h"\nint answer(void) { return ANSWER; }\n')
+    for number in (1, 2):
+        (shared / "answer.h").write_text(f"#define ANSWER {number}\n")
+        loaded = build.load(source, tools_for(tmp_path / "cache"))
+        assert not isinstance(loaded, build.Refused) and loaded.answer() == number
+
+
+@needs_c
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
 def test_a_damaged_file_is_made_again(tmp_path: Path, source: Path, damage: str) -> None:
     folder = tmp_path / "cache"

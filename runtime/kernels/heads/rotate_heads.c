@@ -24,7 +24,6 @@ struct call {
     double *totals; /* backward: [threads, 2, width], of gain and bias, zero before */
 };
 
-#define INLINE static inline __attribute__((always_inline))
 
 /* Widths for which code of a fixed size is made, and all others. */
 #define BY_WIDTH(width, RUN)                                                                       \
@@ -36,14 +35,11 @@ struct call {
     }
 
 #define REAL float
-#define SQRT sqrtf
 #define NAME(name) name##_float
 #include "rotate_heads.h"
 #undef REAL
-#undef SQRT
 #undef NAME
 
 #define REAL double
-#define SQRT sqrt
 #define NAME(name) name##_double
 #include "rotate_heads.h"

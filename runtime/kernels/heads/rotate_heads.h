@@ -1,18 +1,6 @@
 /* rotate_heads.c for one type, REAL. */
 
-/* Mean (0 for RMS_NORM) and reciprocal deviation of a row. */
-INLINE void NAME(statistics)(const REAL *x, int64_t n, int64_t norm, double eps, REAL *mean, REAL *by) {
-    REAL sum = 0, squares = 0;
-    if (norm == LAYER_NORM) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < n; j++) sum += x[j];
-    }
-    const REAL middle = sum / n;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < n; j++) squares += (x[j] - middle) * (x[j] - middle);
-    *mean = middle;
-    *by = 1 / SQRT(squares / n + (REAL)eps);
-}
+#include "vectors.h"
 
 /* Turns the leading pairs of x by the angles, or back for sign -1. x and y do not overlap. */
 INLINE void NAME(turn)(const struct call *c, const REAL *restrict x, const REAL *restrict cos,
@@ -43,7 +31,7 @@ INLINE void NAME(forward_row)(const struct call *c, const REAL *x, const REAL *c
     if (c->norm != NO_NORM) {
         REAL mean, by;
         REAL *restrict h = cos ? scratch : y;
-        NAME(statistics)(x, n, c->norm, c->eps, &mean, &by);
+        NAME(statistics)(x, n, c->norm == LAYER_NORM, c->eps, &mean, &by);
         for (int64_t j = 0; j < n; j++) h[j] = (x[j] - mean) * by;
         if (gain) for (int64_t j = 0; j < n; j++) h[j] *= gain[j];
         if (bias) for (int64_t j = 0; j < n; j++) h[j] += bias[j];
@@ -66,7 +54,7 @@ INLINE void NAME(backward_row)(const struct call *c, const REAL *x, const REAL *
     }
     if (cos) NAME(turn)(c, grad, cos, sin, -1, d, n);
     else memcpy(d, grad, n * sizeof(REAL));
-    NAME(statistics)(x, n, c->norm, c->eps, &mean, &by);
+    NAME(statistics)(x, n, c->norm == LAYER_NORM, c->eps, &mean, &by);
     for (int64_t j = 0; j < n; j++) h[j] = (x[j] - mean) * by;
     if (c->bias) for (int64_t j = 0; j < n; j++) dbias[j] += d[j];
     if (gain) {

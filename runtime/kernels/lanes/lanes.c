@@ -41,16 +41,10 @@ struct call {
 };
 
 #if defined(__AVX512F__)
-#define VECTOR_BYTES 64
 #define TILE 6
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#define TILE 2
 #else
-#define VECTOR_BYTES 16
 #define TILE 2
 #endif
-#define INLINE static inline __attribute__((always_inline))
 
 /* RUN(n) by code made for the number of lanes. */
 #define BY_LANES(n, RUN)                                                                           \

@@ -1,8 +1,6 @@
 /* The kernel for one type, REAL; included by lanes.c once for each. */
 
-typedef REAL NAME(vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-#define VEC NAME(vec)
-#define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
+#include "vectors.h"
 #define EACH_TOKEN _Pragma("omp simd") for (int64_t t = 0; t < TOKENS; t++)
 
 /* What one thread works in. "[n]" below: n rows of TOKENS numbers, one for each token. */
@@ -28,6 +26,4 @@ struct NAME(work) {
 #include "gates.h"
 #include "site.h"
 
-#undef VEC
-#undef LANES
 #undef EACH_TOKEN

@@ -22,14 +22,6 @@ INLINE void NAME(store)(REAL *p, VEC v, int64_t count)
         if (d < (width)) { BODY(d, (width) - d) }                                                  \
     }
 
-INLINE REAL NAME(total)(VEC x)
-{
-    REAL sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < LANES; i++) sum += x[i];
-    return sum;
-}
-
 /* new_k = sum_j mix[j, k] x_j + write[k] y, with y in pieces or not. */
 INLINE void NAME(end_row)(const int n, const struct call *c, const REAL *const *x, const REAL *y,
                           const REAL *mix, const REAL *write, REAL *out)
@@ -80,8 +72,8 @@ INLINE void NAME(end_row_back)(const int n, const struct call *c, const REAL *co
     }
     SWEEP(width, BODY)
 #undef BODY
-    for (int i = 0; i < n * n; i++) dmix[i] += NAME(total)(dots[i]);
-    for (int i = 0; i < n; i++) dwrite[i] += NAME(total)(along[i]);
+    for (int i = 0; i < n * n; i++) dmix[i] += NAME(across)(dots[i]);
+    for (int i = 0; i < n; i++) dwrite[i] += NAME(across)(along[i]);
 }
 
 /* u_r = sum_i read[i, r] lane_i. */
@@ -119,27 +111,8 @@ INLINE void NAME(read_row_back)(const int n, int64_t reads, int64_t width, const
     }
         SWEEP(width, BODY)
 #undef BODY
-        for (int i = 0; i < n; i++) dread[(i * reads + r) * TOKENS] = NAME(total)(dots[i]);
+        for (int i = 0; i < n; i++) dread[(i * reads + r) * TOKENS] = NAME(across)(dots[i]);
     }
-}
-
-/* Mean (0 without `centred`) and reciprocal deviation of a row. */
-INLINE void NAME(statistics)(const REAL *x, int64_t width, int centred, double eps, REAL *mean,
-                             REAL *by)
-{
-    REAL middle = 0;
-    if (centred) {
-        VEC sum = {0};
-#define BODY(d, count) sum += NAME(load)(x + d, count);
-        SWEEP(width, BODY)
-#undef BODY
-        middle = NAME(total)(sum) / (REAL)width;
-    }
-    REAL squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t d = 0; d < width; d++) squares += (x[d] - middle) * (x[d] - middle);
-    *mean = middle;
-    *by = 1 / (REAL)sqrt((double)squares / (double)width + eps);
 }
 
 /* Four rows times n rows of the matrix: out[c * step + r] = <x_r - mean_r, matrix_c>. */
@@ -160,7 +133,7 @@ INLINE void NAME(dots)(const int n, const REAL *const *x, const REAL *mean, cons
     }
     for (int r = 0; r < 4; r++)
         for (int c = 0; c < n; c++) {
-            REAL whole = NAME(total)(sum[r][c]);
+            REAL whole = NAME(across)(sum[r][c]);
             for (int64_t e = d; e < width; e++)
                 whole += (x[r][e] - mean[r]) * matrix[c * width + e];
             out[r][c] = whole;

@@ -12,6 +12,10 @@
 
 enum { NO_NORM, LAYER_NORM, RMS_NORM };
 enum { SKIP, WRITE, ADD }; /* what to do with the gradient of a source */
+/* Rows lie in as many places as there are sources, which is more than the processor follows by
+ * itself, so those of later tokens are asked for: so many bytes on in forward, the next token's in
+ * backward. A hint beyond the end does no harm. */
+enum { AHEAD = 4096 };
 enum { FLUSH = 64 };       /* tokens summed in the working type before they go to the double sums */
 
 /* compiled.py declares the same; strides count elements. */
@@ -35,16 +39,10 @@ struct call {
 };
 
 #if defined(__AVX512F__)
-#define VECTOR_BYTES 64
 #define UNROLL 4
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#define UNROLL 2
 #else
-#define VECTOR_BYTES 16
 #define UNROLL 2
 #endif
-#define INLINE static inline __attribute__((always_inline))
 
 /* Ways [first, count) in groups of up to four, each group by code made for its size. */
 #define BY_GROUPS(count, first, RUN)                                                               \

@@ -1,8 +1,6 @@
 /* The kernel for one type, REAL; included by mix.c once for each. */
 
-typedef REAL NAME(vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-#define VEC NAME(vec)
-#define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
+#include "vectors.h"
 
 /* What one thread works in. */
 struct NAME(work) {
@@ -85,7 +83,10 @@ INLINE void NAME(tile)(const int n, const int unroll, const struct NAME(work) *w
     for (int64_t l = 0; l < sources; l++) {
         const REAL *row = w->sources[l] + d;
         VEC x[UNROLL];
-        for (int u = 0; u < unroll; u++) x[u] = *(const VEC *)(row + u * LANES);
+        for (int u = 0; u < unroll; u++) {
+            __builtin_prefetch((const char *)(row + u * LANES) + AHEAD, 0, 2);
+            x[u] = *(const VEC *)(row + u * LANES);
+        }
         for (int i = 0; i < n; i++) {
             const REAL weight = w->weights[first + i][l];
             for (int u = 0; u < unroll; u++) sum[i][u] += weight * x[u];
@@ -118,22 +119,6 @@ static void NAME(sums)(const struct NAME(work) *w, const struct call *c)
 #undef RUN
 }
 
-/* mean and 1 / deviation of a row; the mean of an RMS norm is 0. */
-INLINE void NAME(statistics)(const REAL *restrict x, const struct call *c, REAL *mean, REAL *scale)
-{
-    const int64_t width = c->width;
-    REAL sum = 0, squares = 0;
-    if (c->kind == LAYER_NORM) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t d = 0; d < width; d++) sum += x[d];
-        sum /= (REAL)width;
-    }
-#pragma omp simd reduction(+ : squares)
-    for (int64_t d = 0; d < width; d++) squares += (x[d] - sum) * (x[d] - sum);
-    *mean = sum;
-    *scale = 1 / (REAL)sqrt((double)squares / (double)width + c->eps);
-}
-
 static void NAME(forward_token)(struct NAME(work) *w, const struct call *c, int64_t t)
 {
     const int64_t width = c->width;
@@ -147,7 +132,7 @@ static void NAME(forward_token)(struct NAME(work) *w, const struct call *c, int6
         const REAL *restrict bias = c->biases ? c->biases[i] : w->zeros;
         REAL *restrict y = (REAL *)c->rows[i] + t * width;
         REAL mean, scale;
-        NAME(statistics)(x, c, &mean, &scale);
+        NAME(statistics)(x, width, c->kind == LAYER_NORM, c->eps, &mean, &scale);
 #pragma omp simd
         for (int64_t d = 0; d < width; d++) y[d] = (x[d] - mean) * scale * gain[d] + bias[d];
     }
@@ -166,7 +151,7 @@ static void NAME(norm_backward)(struct NAME(work) *w, const struct call *c, int6
     const int64_t width = c->width;
     const REAL *restrict gain = c->gains ? c->gains[i] : w->ones;
     REAL mean, scale, dot = 0, sum = 0;
-    NAME(statistics)(x, c, &mean, &scale);
+    NAME(statistics)(x, width, c->kind == LAYER_NORM, c->eps, &mean, &scale);
 #pragma omp simd reduction(+ : dot, sum)
     for (int64_t d = 0; d < width; d++) {
         sum += dy[d] * gain[d];
@@ -211,14 +196,6 @@ static void NAME(stream_grads)(struct NAME(work) *w, const struct call *c, int64
     }
 }
 
-INLINE REAL NAME(lanes)(VEC x)
-{
-    REAL sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < LANES; i++) sum += x[i];
-    return sum;
-}
-
 /* n ways by m sources: <delta_i, x_j> into dots[i][j], and sum_i weight_ij delta_i written or added
  * to p[j]. Both in one sweep, with the dot products in registers. */
 INLINE void NAME(push)(const int n, const int m, const int mode, int64_t width, int64_t pitch,
@@ -231,8 +208,6 @@ INLINE void NAME(push)(const int n, const int m, const int mode, int64_t width, 
         for (int j = 0; j < m; j++) sum[i][j] = (VEC){0};
     for (; d + LANES <= width; d += LANES) {
         VEC total[2];
-        /* The next token's rows lie in as many places as there are sources, which is more than the
-         * processor follows by itself. A hint beyond the end does no harm. */
         for (int j = 0; j < m; j++) {
             __builtin_prefetch(x[j] + width + d);
             if (mode != SKIP) __builtin_prefetch(p[j] + width + d, 1);
@@ -250,7 +225,7 @@ INLINE void NAME(push)(const int n, const int m, const int mode, int64_t width, 
             if (mode != SKIP) *(VEC *)(p[j] + d) = total[j];
     }
     for (int i = 0; i < n; i++)
-        for (int j = 0; j < m; j++) dots[i][j] = NAME(lanes)(sum[i][j]);
+        for (int j = 0; j < m; j++) dots[i][j] = NAME(across)(sum[i][j]);
     for (; d < width; d++)
         for (int j = 0; j < m; j++) {
             REAL total = mode == ADD ? p[j][d] : 0;
@@ -359,5 +334,3 @@ int NAME(mix_backward)(const struct call *c)
     }
     return failed;
 }
-#undef VEC
-#undef LANES

@@ -26,6 +26,7 @@ FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
     *("-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Werror=implicit"),
 )
+HEADERS = Path(__file__).resolve().parent  # what C files share
 TIMEOUT_S = 300
 
 
@@ -105,7 +106,8 @@ def _own_folder(folder: Path) -> Refused | None:
 def _key(source: Path, tools: Toolchain) -> str:
     """All that decides what the compiler makes: a hash of it names the file."""
     digest = hashlib.sha256()
-    texts = [p for p in sorted(source.parent.iterdir()) if p.suffix in (".c", ".h")]
+    shared = sorted(HEADERS.glob("*.h"))
+    texts = [*shared, *(p for p in sorted(source.parent.iterdir()) if p.suffix in (".c", ".h"))]
     for part in (source.name, *FLAGS, tools.compiler, tools.version, _processor()):
         digest.update(part.encode() + b"\0")
     for path in texts:
@@ -130,7 +132,7 @@ def _compile(source: Path, target: Path, tools: Toolchain) -> Refused | None:
     os.close(handle)
     made = Path(name)
     try:
-        done = _run([tools.compiler, *FLAGS, str(source), "-o", name, "-lm"])
+        done = _run([tools.compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", name, "-lm"])
         if isinstance(done, Refused):
             return Refused(f"{source.name}: {done.reason}")
         content = made.read_bytes()

@@ -24,11 +24,18 @@ struct call {
     double *totals; /* backward: [threads, 3, width], of x, gain and shift, zero before */
 };
 
-#define INLINE static inline __attribute__((always_inline))
 #define REAL float
-#define SQRT sqrtf
 #define NAME(name) name
 #include "rows.h"
+
+/* gelu of rows, each times the reciprocal root mean square of a row of `source`. Contiguous rows;
+ * gelu.py declares the same. */
+struct scaled {
+    int64_t rows, width, source_width, threads;
+    double eps;
+    const float *x, *source;
+    float *scales, *out; /* [rows]; out is not x, which backward reads */
+};
 
 /* Phi(x); the fit is 1e-8 from it. Beyond, Phi is 2e-8 at most, or as near to 1. */
 INLINE float distribution(float x) {
@@ -118,6 +125,19 @@ void gelu_forward(const struct call *c) {
 #pragma omp parallel for schedule(static, 1) num_threads(c->threads)
     for (int64_t i = 0; i < c->threads; i++)
         forward_rows(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads);
+}
+
+void gelu_scaled(const struct scaled *c) {
+#pragma omp parallel for schedule(static, 1) num_threads(c->threads)
+    for (int64_t i = 0; i < c->threads; i++)
+        for (int64_t row = c->rows * i / c->threads; row < c->rows * (i + 1) / c->threads; row++) {
+            const float *x = c->x + row * c->width;
+            float mean, by, *out = c->out + row * c->width;
+            statistics(c->source + row * c->source_width, c->source_width, 0, c->eps, &mean, &by);
+            c->scales[row] = by;
+            for (int64_t j = 0; j < c->width; j++) out[j] = x[j] * by;
+            gelu(out, out, c->width);
+        }
 }
 
 void gelu_backward(const struct call *c) {

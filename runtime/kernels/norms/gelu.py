@@ -25,6 +25,16 @@ class _Call(ctypes.Structure):
     ]
 
 
+class _Scaled(ctypes.Structure):
+    """`struct scaled` of gelu.c."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("rows", "width", "source_width", "threads")),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("x", "source", "scales", "out")),
+    ]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The attributes of a call. norm: layer_norm, rms_norm, or empty for gelu alone."""
@@ -69,6 +79,29 @@ def backward(plan: Plan, x: Tensor, gain: Tensor | None, grad: Tensor) -> Grads:
     return Grads(x=dx, summed=summed, gain=of_gain, shift=of_shift)
 
 
+def scaled(x: Tensor, source: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """gelu(x * scale) [N, F] and scale = 1 / sqrt(mean(source^2) + eps) [N, 1].
+
+    x: [N, F]; source: [N, D]; both contiguous.
+    """
+    assert x.is_contiguous() and source.is_contiguous() and len(x) == len(source)
+    assert x.dtype == source.dtype == torch.float32
+    out, scales = torch.empty_like(x), x.new_empty(len(x), 1)
+    call = _Scaled(
+        rows=len(x),
+        width=x.shape[1],
+        source_width=source.shape[1],
+        threads=threads(x.numel() + source.numel(), len(x)),
+        eps=eps,
+        x=x.data_ptr(),
+        source=source.data_ptr(),
+        scales=scales.data_ptr(),
+        out=out.data_ptr(),
+    )
+    _run("gelu_scaled", call)
+    return out, scales
+
+
 def _call(plan: Plan, x: Tensor) -> _Call:
     width = x.shape[-1]
     assert x.is_contiguous() and x.dtype == torch.float32 and 0 < width <= WIDEST
@@ -83,7 +116,7 @@ def _call(plan: Plan, x: Tensor) -> _Call:
     )
 
 
-def _run(name: str, call: _Call) -> None:
+def _run(name: str, call: _Call | _Scaled) -> None:
     loaded = native.library("gelu")
     assert loaded is not None
     getattr(loaded, name)(ctypes.byref(call))

@@ -23,17 +23,13 @@ struct call {
     double *totals; /* backward: [threads, ways, 2, width], of gains and biases, zero before */
 };
 
-#define INLINE static inline __attribute__((always_inline))
 
 #define REAL float
-#define SQRT sqrtf
 #define NAME(name) name##_float
 #include "norms.h"
 #undef REAL
-#undef SQRT
 #undef NAME
 
 #define REAL double
-#define SQRT sqrt
 #define NAME(name) name##_double
 #include "norms.h"

@@ -1,18 +1,6 @@
 /* Norms of one row of n numbers of type REAL. */
 
-/* Mean (0 unless `layer`) and reciprocal deviation of a row. */
-INLINE void NAME(statistics)(const REAL *x, int64_t n, int layer, double eps, REAL *mean, REAL *by) {
-    REAL sum = 0, squares = 0;
-    if (layer) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < n; j++) sum += x[j];
-    }
-    const REAL middle = sum / n;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t j = 0; j < n; j++) squares += (x[j] - middle) * (x[j] - middle);
-    *mean = middle;
-    *by = 1 / SQRT(squares / n + (REAL)eps);
-}
+#include "vectors.h"
 
 INLINE void NAME(affine)(const REAL *restrict x, REAL mean, REAL by, const REAL *restrict gain,
                          const REAL *restrict bias, REAL *restrict y, int64_t n) {

@@ -55,14 +55,6 @@ struct pull {
     void *const *outs;            /* [sources] of [tokens, width] */
 };
 
-#if defined(__AVX512F__)
-#define VECTOR_BYTES 64
-#elif defined(__AVX__)
-#define VECTOR_BYTES 32
-#else
-#define VECTOR_BYTES 16
-#endif
-#define INLINE static inline __attribute__((always_inline))
 /* RUN(n) by code made for n = 1 .. BATCH. */
 #define BY_COUNT(count, RUN)                                                                       \
     switch (count) {                                                                               \

@@ -1,8 +1,6 @@
 /* The kernel for one type, REAL; included by routed.c once for each. */
 
-typedef REAL NAME(vec) __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(REAL)), may_alias));
-#define VEC NAME(vec)
-#define LANES ((int64_t)(VECTOR_BYTES / sizeof(REAL)))
+#include "vectors.h"
 
 /* What one thread works in. Entries [token, group] of a block of tokens lie behind each other. */
 struct NAME(work) {
@@ -62,14 +60,6 @@ static int NAME(start)(struct NAME(work) *w, const struct call *c, int backward)
     return 0;
 }
 
-INLINE REAL NAME(lanes)(VEC x)
-{
-    REAL sum = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < LANES; i++) sum += x[i];
-    return sum;
-}
-
 /* <row j, a> in each group of channels, into out[j * step + group]. */
 INLINE void NAME(dots)(const int m, const REAL *const *rows, const REAL *a, int64_t groups,
                        int64_t each, REAL *out, int64_t step)
@@ -88,7 +78,7 @@ INLINE void NAME(dots)(const int m, const REAL *const *rows, const REAL *a, int6
         }
         for (; d < end; d++)
             for (int j = 0; j < m; j++) left[j] += a[d] * rows[j][d];
-        for (int j = 0; j < m; j++) out[j * step + g] = left[j] + NAME(lanes)(sum[j]);
+        for (int j = 0; j < m; j++) out[j * step + g] = left[j] + NAME(across)(sum[j]);
     }
 }
 
@@ -131,15 +121,6 @@ INLINE int NAME(point)(const struct NAME(work) *w, const struct call *c, int64_t
     return m;
 }
 
-/* 1 / root mean square of a row. */
-INLINE REAL NAME(scale)(const REAL *x, int64_t width, double eps)
-{
-    REAL squares = 0;
-#pragma omp simd reduction(+ : squares)
-    for (int64_t d = 0; d < width; d++) squares += x[d] * x[d];
-    return 1 / (REAL)sqrt((double)squares / (double)width + eps);
-}
-
 /* Scores of sources [first, first + m) for `count` tokens from `start` on, into w->part. */
 static void NAME(score)(const struct NAME(work) *w, const struct call *c, int64_t start,
                         int64_t count, int64_t first)
@@ -154,7 +135,8 @@ static void NAME(score)(const struct NAME(work) *w, const struct call *c, int64_
 #undef RUN
         for (int j = 0; j < m; j++) {
             REAL *scale = (REAL *)c->scales[first + j] + t;
-            if (c->fresh[first + j]) *scale = NAME(scale)(rows[j], c->width, c->eps);
+            REAL mean;
+            if (c->fresh[first + j]) NAME(statistics)(rows[j], c->width, 0, c->eps, &mean, scale);
             for (int64_t g = 0; g < c->groups; g++) out[j * w->span + g] *= *scale;
         }
     }
@@ -184,22 +166,6 @@ static void NAME(weigh)(const struct NAME(work) *w, const int m, int64_t entries
     }
 }
 
-/* mean and 1 / deviation of a row; the mean of an RMS norm is 0. */
-INLINE void NAME(statistics)(const REAL *restrict x, const struct call *c, REAL *mean, REAL *scale)
-{
-    const int64_t width = c->width;
-    REAL sum = 0, squares = 0;
-    if (c->kind == LAYER_NORM) {
-#pragma omp simd reduction(+ : sum)
-        for (int64_t d = 0; d < width; d++) sum += x[d];
-        sum /= (REAL)width;
-    }
-#pragma omp simd reduction(+ : squares)
-    for (int64_t d = 0; d < width; d++) squares += (x[d] - sum) * (x[d] - sum);
-    *mean = sum;
-    *scale = 1 / (REAL)sqrt((double)squares / (double)width + c->norm_eps);
-}
-
 /* The average of token t, which stands in `row` but for the sum of its weights, and its norms. */
 static void NAME(finish)(const struct NAME(work) *w, const struct call *c, int64_t t,
                          REAL *restrict row, const REAL *sum)
@@ -212,7 +178,7 @@ static void NAME(finish)(const struct NAME(work) *w, const struct call *c, int64
     }
     if (c->average) memcpy((REAL *)c->average + t * width, row, (size_t)width * sizeof(REAL));
     REAL mean, scale;
-    if (c->norms) NAME(statistics)(row, c, &mean, &scale);
+    if (c->norms) NAME(statistics)(row, width, c->kind == LAYER_NORM, c->norm_eps, &mean, &scale);
     for (int64_t i = 0; i < c->norms; i++) {
         const REAL *restrict gain = c->gains ? c->gains[i] : w->ones;
         const REAL *restrict bias = c->biases ? c->biases[i] : w->zeros;
@@ -296,7 +262,7 @@ static void NAME(average_backward)(const struct NAME(work) *w, const struct call
                (size_t)width * sizeof(REAL));
     else
         memset(row, 0, (size_t)width * sizeof(REAL));
-    if (c->norms) NAME(statistics)(x, c, &mean, &scale);
+    if (c->norms) NAME(statistics)(x, width, c->kind == LAYER_NORM, c->norm_eps, &mean, &scale);
     for (int64_t i = 0; i < c->norms; i++)
         if (c->grads[i])
             NAME(norm_backward)(w, c, i, x, mean, scale,
@@ -506,5 +472,3 @@ void NAME(routed_pull)(const struct pull *c)
         }
     }
 }
-#undef VEC
-#undef LANES
