@@ -66,32 +66,47 @@ class _TokenWeights(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         rows, hidden, output, scale, raw = ctx.saved_tensors
         need_x, need_hidden, need_output, need_static = ctx.needs_input_grad[:4]
-        normed = raw * scale
-        with torch.enable_grad():
-            leaf = normed.detach().requires_grad_()
-            active = activate(leaf, ctx.kind)
-        (of_normed,) = torch.autograd.grad(active, leaf, grad @ output)
-        of_output = grad.t() @ active.detach() if need_output else None
+        active, of_raw, of_rows = _activated_backward(
+            raw, rows, scale, grad @ output, ctx.kind, of_rows=need_x
+        )
+        of_output = grad.t() @ active if need_output else None
         of_static = grad.sum(0).view(ctx.static) if ctx.static and need_static else None
-        of_raw = of_normed * scale
         of_hidden = of_raw.t() @ rows if need_hidden else None
-        of_x = None
-        if need_x:
-            # d scale / d x = -scale^3 x / D, and the scale meets every channel of `raw`.
-            inner = (of_normed * raw).sum(1, keepdim=True)
-            factor = inner.mul_(scale.pow(3)).div_(-rows.shape[1])
-            of_x = (rows * factor).addmm_(of_raw, hidden).view(ctx.shape)
+        of_x = None if of_rows is None else of_rows.addmm_(of_raw, hidden).view(ctx.shape)
         return of_x, of_hidden, of_output, of_static, None, None
 
 
 def _activated(raw: Tensor, rows: Tensor, eps: float, kind: str) -> tuple[Tensor, Tensor]:
     """activation(raw * scale) [N, F] and scale = 1 / sqrt(mean(rows^2) + eps) [N, 1]."""
-    fits = addressable(raw, rows) and rows.is_contiguous() and rows.numel() >= FEWEST
-    if kind == "gelu" and fits and gelu_in_c(raw):
+    if _in_c(raw, rows, kind):
         return gelu.scaled(raw, rows, eps)
     scale = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     scale = scale.square_().div_(rows.shape[1]).add_(eps).rsqrt_()
     return activate(raw * scale, kind), scale
+
+
+def _activated_backward(
+    raw: Tensor, rows: Tensor, scale: Tensor, grad: Tensor, kind: str, *, of_rows: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """activation(raw * scale) once more; from its gradient those of raw and, through the scale, of
+    the rows: d scale / d rows = -scale^3 rows / D, and the scale meets every channel of `raw`.
+    """
+    if _in_c(raw, rows, kind):
+        return gelu.scaled_backward(raw, rows, scale, grad, of_source=of_rows)
+    with torch.enable_grad():
+        leaf = (raw * scale).detach().requires_grad_()
+        active = activate(leaf, kind)
+    (of_normed,) = torch.autograd.grad(active, leaf, grad)
+    through = None
+    if of_rows:
+        inner = (of_normed * raw).sum(1, keepdim=True)
+        through = rows * inner.mul_(scale.pow(3)).div_(-rows.shape[1])
+    return active.detach(), of_normed * scale, through
+
+
+def _in_c(raw: Tensor, rows: Tensor, kind: str) -> bool:
+    fits = addressable(raw, rows) and rows.is_contiguous() and rows.numel() >= FEWEST
+    return kind == "gelu" and fits and gelu_in_c(raw)
 
 
 def _refuses(

@@ -35,6 +35,9 @@ struct scaled {
     double eps;
     const float *x, *source;
     float *scales, *out; /* [rows]; out is not x, which backward reads */
+    /* What follows is for backward only. */
+    const float *grad;
+    float *dx, *dsource; /* dsource: or NULL */
 };
 
 /* Phi(x); the fit is 1e-8 from it. Beyond, Phi is 2e-8 at most, or as near to 1. */
@@ -138,6 +141,31 @@ void gelu_scaled(const struct scaled *c) {
             for (int64_t j = 0; j < c->width; j++) out[j] = x[j] * by;
             gelu(out, out, c->width);
         }
+}
+
+/* The gradient of the scale meets every number of a row of x; from it comes that of the source. */
+static void scaled_backward_row(const struct scaled *c, int64_t row) {
+    const int64_t n = c->width, from = c->source_width;
+    const float *restrict x = c->x + row * n, *restrict grad = c->grad + row * n, by = c->scales[row];
+    float *restrict dx = c->dx + row * n, *restrict out = c->out + row * n, along = 0;
+#pragma omp simd reduction(+ : along)
+    for (int64_t j = 0; j < n; j++) {
+        const float z = x[j] * by, d = grad[j] * slope(z);
+        out[j] = z * distribution(z);
+        along += d * x[j];
+        dx[j] = d * by;
+    }
+    if (!c->dsource) return;
+    const float *restrict source = c->source + row * from, part = -by * by * by * along / (float)from;
+    float *restrict dsource = c->dsource + row * from;
+    for (int64_t j = 0; j < from; j++) dsource[j] = part * source[j];
+}
+
+void gelu_scaled_backward(const struct scaled *c) {
+#pragma omp parallel for schedule(static, 1) num_threads(c->threads)
+    for (int64_t i = 0; i < c->threads; i++)
+        for (int64_t row = c->rows * i / c->threads; row < c->rows * (i + 1) / c->threads; row++)
+            scaled_backward_row(c, row);
 }
 
 void gelu_backward(const struct call *c) {

@@ -32,6 +32,7 @@ class _Scaled(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("rows", "width", "source_width", "threads")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("x", "source", "scales", "out")),
+        *((name, ctypes.c_void_p) for name in ("grad", "dx", "dsource")),
     ]
 
 
@@ -84,22 +85,42 @@ def scaled(x: Tensor, source: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
     x: [N, F]; source: [N, D]; both contiguous.
     """
-    assert x.is_contiguous() and source.is_contiguous() and len(x) == len(source)
-    assert x.dtype == source.dtype == torch.float32
     out, scales = torch.empty_like(x), x.new_empty(len(x), 1)
-    call = _Scaled(
+    call = _scaled(x, source, scales, out)
+    call.eps = eps
+    _run("gelu_scaled", call)
+    return out, scales
+
+
+def scaled_backward(
+    x: Tensor, source: Tensor, scales: Tensor, grad: Tensor, *, of_source: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """gelu(x * scale) once more, and from its gradient those of x and, if wanted, of the source.
+
+    x, source, scales: what `scaled` had and gave; grad: [N, F].
+    """
+    grad, out, dx = grad.contiguous(), torch.empty_like(x), torch.empty_like(x)
+    dsource = torch.empty_like(source) if of_source else None
+    call = _scaled(x, source, scales, out)
+    call.grad, call.dx = grad.data_ptr(), dx.data_ptr()
+    call.dsource = None if dsource is None else dsource.data_ptr()
+    _run("gelu_scaled_backward", call)
+    return out, dx, dsource
+
+
+def _scaled(x: Tensor, source: Tensor, scales: Tensor, out: Tensor) -> _Scaled:
+    for each in (x, source, scales):
+        assert each.is_contiguous() and each.dtype == torch.float32 and len(each) == len(x)
+    return _Scaled(
         rows=len(x),
         width=x.shape[1],
         source_width=source.shape[1],
         threads=threads(x.numel() + source.numel(), len(x)),
-        eps=eps,
         x=x.data_ptr(),
         source=source.data_ptr(),
         scales=scales.data_ptr(),
         out=out.data_ptr(),
     )
-    _run("gelu_scaled", call)
-    return out, scales
 
 
 def _call(plan: Plan, x: Tensor) -> _Call:
