@@ -46,14 +46,17 @@ def compile_spec(
     device = torch.device(device)
     declared = parameters(spec)
     _check_memory(declared, device, dtype)
+    rates = {path: param.rate for path, param in declared.items() if param.rate is not None}
     containers = empty_parameters(
-        {path: param.shape for path, param in declared.items()}, device=device, dtype=dtype
+        {path: param.shape for path, param in declared.items()},
+        device=device,
+        dtype=dtype,
+        wide=rates,  # bfloat16 would round steps of 0.001 away
     )
     if fill:
         _initialise(containers, declared, device, seed)
     if options is not None and options.mode == "inference":
         containers.requires_grad_(False)
-    rates = {path: param.rate for path, param in declared.items() if param.rate is not None}
     for path in rates:
         containers.get_parameter(path).requires_grad_(False)
     stages = Stages(spec, options, taps)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -289,10 +289,16 @@ def containers_for(parameters: Iterable[tuple[str, nn.Parameter]]) -> nn.Module:
 
 
 def empty_parameters(
-    shapes: Mapping[str, tuple[int, ...]], *, device: torch.device, dtype: torch.dtype
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    wide: Collection[str] = (),
 ) -> nn.Module:
-    """Containers of uninitialised parameters."""
-    return containers_for(
-        (path, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        for path, shape in shapes.items()
-    )
+    """Containers of uninitialised parameters. wide: paths of those with float32 at least."""
+
+    def made(path: str, shape: tuple[int, ...]) -> nn.Parameter:
+        own = torch.promote_types(dtype, torch.float32) if path in wide else dtype
+        return nn.Parameter(torch.empty(shape, device=device, dtype=own))
+
+    return containers_for((path, made(path, shape)) for path, shape in shapes.items())

@@ -384,6 +384,22 @@ def test_biases_move_towards_even_use_by_their_rate() -> None:
         update_balance(model, {"blocks.7.ffn.router.balance": load})
 
 
+def test_biases_of_a_model_in_bfloat16_keep_small_steps() -> None:
+    small = {**BIASED, "balance_bias": {"rate": 0.0005}}
+    model = mw.compile(text_model(small), head="mlm", dtype=torch.bfloat16)
+    path = "blocks.0.ffn.router.balance"
+    bias = model.get_parameter(path)
+    assert bias.dtype == torch.float32
+    assert model.get_parameter("blocks.0.ffn.router.weight").dtype == torch.bfloat16
+    bias.fill_(0.5)
+    update_balance(model, {path: torch.tensor([[1.0, 3, 2, 2]])})
+    close(bias, torch.tensor([0.5005, 0.4995, 0.5, 0.5]))
+    text = ids(2, 9)
+    loss, _ = model.loss(text=text, labels=text)
+    loss.backward()
+    assert loss.isfinite()
+
+
 def test_experts_are_used_more_evenly_after_some_steps() -> None:
     model, text = model_of(text_model(BIASED), head="mlm"), ids(4, 20)
     spread = []

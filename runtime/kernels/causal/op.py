@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.causal import compiled
+from multiway.runtime.kernels.kernel import autocasts, transforms
 from multiway.runtime.kernels.native.calls import addressable
 
 WIDEST = 128  # channels of a head up to which it is measured
@@ -46,7 +47,9 @@ def takes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
         return False
     if tracked and batch * key.shape[1] < torch.get_num_threads():
         return False  # the gradients of a key head are not divided
-    return not _looked_into() and native.library("attend") is not None
+    if autocasts(query) or transforms():
+        return False
+    return native.library("attend") is not None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -73,15 +76,6 @@ def _hides_keys(mask: Tensor | None, batch: int, keys: int) -> bool:
     if type(mask) is not Tensor or mask.device.type != "cpu" or mask.dtype != torch.bool:
         return False
     return tuple(mask.shape) in ((1, 1, 1, keys), (batch, 1, 1, keys))
-
-
-def _looked_into() -> bool:
-    """Whether something that needs derivatives or types of torch's own operators is active."""
-    return (
-        torch.is_autocast_enabled("cpu")
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-    )
 
 
 class _Attention(torch.autograd.Function):
