@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
-# Private, so looked for: without it a call inside a transform is taken as a plain one.
+# Private, so looked for: without them a call inside a mode or a transform is taken as a plain one.
 _transforms: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", lambda: False
 )
+_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,11 @@ class Kernel:
 def autocasts(x: torch.Tensor) -> bool:
     """Whether autocast chooses the types of products on the device of x."""
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def traced() -> bool:
+    """Whether something follows the operators that run: then they must all be torch's."""
+    return torch.compiler.is_compiling() or _modes() > 0
 
 
 def transforms() -> bool:

@@ -6,18 +6,20 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from comparing import check, draw
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels import token_weights as module
-from multiway.runtime.kernels.norms import gelu
-from multiway.runtime.kernels.token_weights import token_weights
+from multiway.runtime.kernels.token_weights import compiled, token_weights
 
 ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu": F.relu}
 needs_c = pytest.mark.skipif(
-    native.library("gelu") is None, reason=f"no C kernel: {native.refused('gelu')}"
+    native.library("token_weights") is None,
+    reason=f"no C kernel: {native.refused('token_weights')}",
 )
 
 
@@ -54,20 +56,70 @@ def test_results_and_gradients(
 
 
 @needs_c
+@pytest.mark.parametrize(
+    ("rows", "width", "features", "outputs"),
+    [(0, 4, 3, 2), (1, 3, 1, 1), (24, 64, 32, 16), (5, 7, 17, 33), (70, 1100, 130, 70)],
+)
+@pytest.mark.parametrize("shifted", [True, False])
+def test_sizes_of_blocks_and_panels(
+    rows: int, width: int, features: int, outputs: int, shifted: bool
+) -> None:
+    shapes = [(rows, width), (features, width), (outputs, features), (rows, features)]
+    x, hidden, output, grad = (
+        draw(*shape, dtype=torch.float32, seed=i) / shape[1] ** (0.5 if 0 < i < 3 else 0)
+        for i, shape in enumerate(shapes)
+    )
+    shift = draw(outputs, dtype=torch.float32) if shifted else None
+    exact = x.double().requires_grad_()
+    scale = (exact.square().mean(-1, keepdim=True) + 1e-5).rsqrt()
+    raw = (exact @ hidden.double().t()).detach().requires_grad_()
+    active = F.gelu(raw * scale)
+    slopes = torch.autograd.grad(active, (raw, exact), grad.double())
+    want = active @ output.double().t() + (0 if shift is None else shift)
+    found, kept, scales = compiled.forward(x, hidden, output, shift, 1e-5, keep=True)
+    assert kept is not None and scales is not None
+    again, *grads = compiled.backward(kept, x, scales, grad, of_rows=True)
+    ours = (found, kept, scales, again, *grads)
+    for one, truth in zip(ours, (want, raw, scale, active, *slopes), strict=True):
+        torch.testing.assert_close(one, truth.detach().float(), rtol=1e-5, atol=4e-6)
+    assert compiled.backward(kept, x, scales, grad, of_rows=False)[2] is None
+    bare, *nothing = compiled.forward(x, hidden, output, shift, 1e-5, keep=False)
+    assert torch.equal(bare, found) and nothing == [None, None]
+
+
+@needs_c
 def test_large_ones_run_in_c(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    for name in ("scaled", "scaled_backward"):
-        function = getattr(gelu, name)
+    for name in ("forward", "backward"):
+        function = getattr(compiled, name)
 
         def watched(*given: Tensor, name: str = name, function=function, **more: bool):  # type: ignore[no-untyped-def]
             ran.append(name)
             return function(*given, **more)
 
-        monkeypatch.setattr(gelu, name, watched)
+        monkeypatch.setattr(compiled, name, watched)
     given = inputs(260, 256, 64, 4, 7)
     compare(given, "gelu")
-    assert ran == ["scaled", "scaled_backward"]
+    assert ran == ["forward", "backward"]
+    ran.clear()
     compare([each.transpose(0, 1) if each.ndim == 3 else each for each in given], "gelu")
+    with torch.no_grad():
+        token_weights(*given, ways=4, eps=1e-5, kind="gelu")
+    assert ran == ["forward", "backward", "forward"]
+
+
+@needs_c
+def test_what_follows_operators_sees_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FEWEST", 1)
+    given = inputs(9, 20, 13, 4, 3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        token_weights(*given, ways=4, eps=1e-5, kind="gelu")
+    assert counted.get_total_flops() == 2 * 18 * 13 * (20 + 12)
+    tangent = torch.ones_like(given[0])
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(given[0], tangent)
+        found = token_weights(dual, *given[1:], ways=4, eps=1e-5, kind="gelu")
+        assert forward_ad.unpack_dual(found).tangent is not None
 
 
 @needs_c

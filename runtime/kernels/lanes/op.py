@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from multiway.runtime.kernels.kernel import traced, transforms
 from multiway.runtime.kernels.lanes import compiled, plain
 from multiway.runtime.kernels.lanes.plan import Inputs, Plan, regrouped
-
-# Private, so looked for: without them a call inside a mode or a transform is taken as a plain one.
-_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-_transforms: Callable[[], bool] = getattr(
-    torch._C, "_are_functorch_transforms_active", lambda: False
-)
 
 
 def run(inputs: Inputs, plan: Plan) -> tuple[Tensor, ...]:
     """What `fused_lanes` gives, by the fastest way there is."""
-    if torch.compiler.is_compiling() or _modes() > 0 or _transforms():
+    if traced() or transforms():
         return plain.forward(inputs, plan)
     if not compiled.takes(inputs, plan):
         return plain.forward(inputs, plan)

@@ -7,13 +7,13 @@ the C kernel (compiled.py, mix.c) or torch's operators (plain.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.kernel import Kernel, traced, transforms
 from multiway.runtime.kernels.mix import op
 from multiway.runtime.kernels.mix.history import History
 from multiway.runtime.kernels.mix.history import append as _append
@@ -28,14 +28,7 @@ __all__ = [
     "kernels_refusal",
     "mix",
     "refused",
-    "traced",
 ]
-
-# Private, so looked for: without them a call inside a mode or a transform is taken as a plain one.
-_modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-_transforms: Callable[[], bool] = getattr(
-    torch._C, "_are_functorch_transforms_active", lambda: False
-)
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -83,11 +76,6 @@ def append(history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: 
     return _append(history, x, capacity=capacity)
 
 
-def traced() -> bool:
-    """Whether something follows the operators that run: then they must all be torch's."""
-    return torch.compiler.is_compiling() or _modes() > 0
-
-
 def _unknown(x: Tensor) -> str | None:
     """Why a tensor cannot be taken, whatever its shape."""
     if x.device.type != "cpu":
@@ -99,17 +87,10 @@ def _unknown(x: Tensor) -> str | None:
     return None
 
 
-def _transformed() -> bool:
-    """Whether a transform of torch.func is at work."""
-    if torch.compiler.is_compiling():
-        return False
-    return _transforms()
-
-
 def _refuses_append(
     history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: int = 0
 ) -> str | None:
-    if _transformed():
+    if transforms():
         return "torch.func: no kernel under its transforms"
     return _unknown(x)
 
@@ -148,7 +129,7 @@ def kernels_refusal(
 
 def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
     """Why no kernel takes a history with other tensors, which are to be of its type, or None."""
-    if _transformed():
+    if transforms():
         return "torch.func: no kernel under its transforms"
     if not history:
         return "no sources"

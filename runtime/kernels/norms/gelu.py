@@ -25,17 +25,6 @@ class _Call(ctypes.Structure):
     ]
 
 
-class _Scaled(ctypes.Structure):
-    """`struct scaled` of gelu.c."""
-
-    _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "width", "source_width", "threads")),
-        ("eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("x", "source", "scales", "out")),
-        *((name, ctypes.c_void_p) for name in ("grad", "dx", "dsource")),
-    ]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The attributes of a call. norm: layer_norm, rms_norm, or empty for gelu alone."""
@@ -80,49 +69,6 @@ def backward(plan: Plan, x: Tensor, gain: Tensor | None, grad: Tensor) -> Grads:
     return Grads(x=dx, summed=summed, gain=of_gain, shift=of_shift)
 
 
-def scaled(x: Tensor, source: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """gelu(x * scale) [N, F] and scale = 1 / sqrt(mean(source^2) + eps) [N, 1].
-
-    x: [N, F]; source: [N, D]; both contiguous.
-    """
-    out, scales = torch.empty_like(x), x.new_empty(len(x), 1)
-    call = _scaled(x, source, scales, out)
-    call.eps = eps
-    _run("gelu_scaled", call)
-    return out, scales
-
-
-def scaled_backward(
-    x: Tensor, source: Tensor, scales: Tensor, grad: Tensor, *, of_source: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """gelu(x * scale) once more, and from its gradient those of x and, if wanted, of the source.
-
-    x, source, scales: what `scaled` had and gave; grad: [N, F].
-    """
-    grad, out, dx = grad.contiguous(), torch.empty_like(x), torch.empty_like(x)
-    dsource = torch.empty_like(source) if of_source else None
-    call = _scaled(x, source, scales, out)
-    call.grad, call.dx = grad.data_ptr(), dx.data_ptr()
-    call.dsource = None if dsource is None else dsource.data_ptr()
-    _run("gelu_scaled_backward", call)
-    return out, dx, dsource
-
-
-def _scaled(x: Tensor, source: Tensor, scales: Tensor, out: Tensor) -> _Scaled:
-    for each in (x, source, scales):
-        assert each.is_contiguous() and each.dtype == torch.float32 and len(each) == len(x)
-    return _Scaled(
-        rows=len(x),
-        width=x.shape[1],
-        source_width=source.shape[1],
-        threads=threads(x.numel() + source.numel(), len(x)),
-        x=x.data_ptr(),
-        source=source.data_ptr(),
-        scales=scales.data_ptr(),
-        out=out.data_ptr(),
-    )
-
-
 def _call(plan: Plan, x: Tensor) -> _Call:
     width = x.shape[-1]
     assert x.is_contiguous() and x.dtype == torch.float32 and 0 < width <= WIDEST
@@ -137,7 +83,7 @@ def _call(plan: Plan, x: Tensor) -> _Call:
     )
 
 
-def _run(name: str, call: _Call | _Scaled) -> None:
+def _run(name: str, call: _Call) -> None:
     loaded = native.library("gelu")
     assert loaded is not None
     getattr(loaded, name)(ctypes.byref(call))

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import Kernel
-from multiway.runtime.kernels.mix import History, refused, traced
+from multiway.runtime.kernels.kernel import Kernel, traced
+from multiway.runtime.kernels.mix import History, refused
 from multiway.runtime.kernels.routed import op
 from multiway.runtime.kernels.routed.compiled import NORMS
 from multiway.runtime.kernels.routed.history import routed

@@ -2,6 +2,7 @@
 
 rms_norm(x) W' is rsqrt(mean(x^2) + eps) times x W', so that the normalised x is never written: what
 is scaled has a few dozen channels, not all of x. Static weights are the bias of the last product.
+With gelu, many tokens and a C compiler, forward is one function of C (compiled.py).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multiway.runtime.kernels.activations import FEWEST, activate, gelu_in_c
-from multiway.runtime.kernels.kernel import Kernel, autocasts
+from multiway.runtime.kernels import native
+from multiway.runtime.kernels.activations import FEWEST, activate
+from multiway.runtime.kernels.kernel import Kernel, autocasts, traced, transforms
 from multiway.runtime.kernels.native.calls import addressable
-from multiway.runtime.kernels.norms import gelu
+from multiway.runtime.kernels.token_weights import compiled
 
 KINDS = ("gelu", "gelu_tanh", "silu", "relu")
 
@@ -35,7 +37,12 @@ def token_weights(
     x: [B, T, D]; hidden: [F, D]; output: [C*L, F]; static: [C, L] -> [B, T, C, L].
     A second backward pass through it raises RuntimeError.
     """
-    weights: Tensor = _TokenWeights.apply(x, hidden, output, static, eps, kind)  # type: ignore[no-untyped-call]
+    weights: Tensor
+    if torch.is_grad_enabled():
+        weights = _TokenWeights.apply(x, hidden, output, static, eps, kind)  # type: ignore[no-untyped-call]
+    else:
+        rows = x.reshape(-1, x.shape[-1])
+        weights, *_ = _forward(rows, hidden, output, static, eps, kind, keep=False)
     return weights.view(*x.shape[:-1], ways, output.shape[0] // ways)
 
 
@@ -53,13 +60,11 @@ class _TokenWeights(torch.autograd.Function):
         kind: str,
     ) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        raw = rows @ hidden.t()
-        active, scale = _activated(raw, rows, eps, kind)
+        keep = any(ctx.needs_input_grad)
+        weights, raw, scale = _forward(rows, hidden, output, static, eps, kind, keep=keep)
         ctx.save_for_backward(rows, hidden, output, scale, raw)
         ctx.kind, ctx.static, ctx.shape = kind, None if static is None else static.shape, x.shape
-        if static is None:
-            return active @ output.t()
-        return torch.addmm(static.reshape(-1), active, output.t())
+        return weights
 
     @staticmethod
     @once_differentiable
@@ -76,13 +81,26 @@ class _TokenWeights(torch.autograd.Function):
         return of_x, of_hidden, of_output, of_static, None, None
 
 
-def _activated(raw: Tensor, rows: Tensor, eps: float, kind: str) -> tuple[Tensor, Tensor]:
-    """activation(raw * scale) [N, F] and scale = 1 / sqrt(mean(rows^2) + eps) [N, 1]."""
-    if _in_c(raw, rows, kind):
-        return gelu.scaled(raw, rows, eps)
+def _forward(
+    rows: Tensor,
+    hidden: Tensor,
+    output: Tensor,
+    static: Tensor | None,
+    eps: float,
+    kind: str,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The weights [N, C*L]; for backward raw = rows hidden' [N, F] and the norm's scale [N, 1]."""
+    if _in_c(kind, rows, hidden, output, static):
+        return compiled.forward(rows, hidden, output, static, eps, keep=keep)
+    raw = rows @ hidden.t()
     scale = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
     scale = scale.square_().div_(rows.shape[1]).add_(eps).rsqrt_()
-    return activate(raw * scale, kind), scale
+    active = activate(raw * scale, kind)
+    if static is None:
+        return active @ output.t(), raw, scale
+    return torch.addmm(static.reshape(-1), active, output.t()), raw, scale
 
 
 def _activated_backward(
@@ -91,8 +109,8 @@ def _activated_backward(
     """activation(raw * scale) once more; from its gradient those of raw and, through the scale, of
     the rows: d scale / d rows = -scale^3 rows / D, and the scale meets every channel of `raw`.
     """
-    if _in_c(raw, rows, kind):
-        return gelu.scaled_backward(raw, rows, scale, grad, of_source=of_rows)
+    if _in_c(kind, rows, raw):
+        return compiled.backward(raw, rows, scale, grad, of_rows=of_rows)
     with torch.enable_grad():
         leaf = (raw * scale).detach().requires_grad_()
         active = activate(leaf, kind)
@@ -104,9 +122,12 @@ def _activated_backward(
     return active.detach(), of_normed * scale, through
 
 
-def _in_c(raw: Tensor, rows: Tensor, kind: str) -> bool:
-    fits = addressable(raw, rows) and rows.is_contiguous() and rows.numel() >= FEWEST
-    return kind == "gelu" and fits and gelu_in_c(raw)
+def _in_c(kind: str, rows: Tensor, *others: Tensor | None) -> bool:
+    """Whether C takes it. What follows the operators that run is to see torch's."""
+    fits = kind == "gelu" and rows.dtype == torch.float32 and rows.numel() >= FEWEST
+    if not fits or not addressable(rows, *others) or not rows.is_contiguous():
+        return False
+    return not (traced() or transforms()) and native.library("token_weights") is not None
 
 
 def _refuses(

@@ -1,0 +1,132 @@
+/* The generator of mixing weights in float32: gelu(rms_norm(x) hidden') output' + static.
+ *
+ * rms_norm(x) hidden' is a scale of each token times x hidden'. Tokens are taken a block at a time,
+ * so that a block's rows are in a cache for the product and for its norm, and what is between both
+ * products is never written, unless backward is to have it.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { BLOCK = 24 }; /* tokens */
+
+/* compiled.py declares the same. Rows are contiguous. */
+struct call {
+    int64_t tokens, width, features, outputs, threads;
+    double eps;
+    const float *x, *hidden, *output; /* [tokens, width], [features, width], [outputs, features] */
+    const float *shift;               /* [outputs] or NULL */
+    float *raw, *scales; /* x hidden' [tokens, features] and [tokens], or NULL both */
+    float *out;          /* forward: [tokens, outputs]; backward: gelu(raw * scale) once more */
+    /* What follows is for backward only. */
+    const float *grad; /* of gelu(raw * scale) */
+    float *draw, *dx;  /* dx: through the scale alone, or NULL */
+};
+
+#define REAL float
+#define NAME(name) name
+#include "products.h"
+#include "gelu.h"
+
+/* Both matrices packed, and the shift with zeros behind it; `none` are as many zeros. */
+struct packed {
+    float *hidden, *output, *shift, *none;
+};
+
+static float *places(const struct call *c, struct packed *p)
+{
+    const int64_t features = groups(c->features) * LANES, outputs = groups(c->outputs) * LANES;
+    const int64_t most = features > outputs ? features : outputs;
+    const int64_t reals = features * c->width + outputs * c->features + outputs + most;
+    float *block = aligned_alloc(64, (size_t)(reals * 4 + 63) / 64 * 64);
+    if (!block) return NULL;
+    p->hidden = block;
+    p->output = p->hidden + features * c->width;
+    p->shift = p->output + outputs * c->features;
+    p->none = p->shift + outputs;
+    memset(p->shift, 0, (size_t)(outputs + most) * sizeof(float));
+    if (c->shift) memcpy(p->shift, c->shift, (size_t)c->outputs * sizeof(float));
+    return block;
+}
+
+/* The weights of `rows` tokens from t on. room: [BLOCK, groups of features and of outputs]. */
+static void block_weights(const struct call *c, const struct packed *p, int64_t t, int64_t rows,
+                          float *room)
+{
+    const int64_t n = c->features, step = groups(n) * LANES, out_step = groups(c->outputs) * LANES;
+    const float *x = c->x + t * c->width;
+    float *out = room + BLOCK * step;
+    product(rows, n, c->width, x, c->width, p->hidden, p->none, room, step);
+    for (int64_t i = 0; i < rows; i++) {
+        float mean, by, *z = room + i * step;
+        statistics(x + i * c->width, c->width, 0, c->eps, &mean, &by);
+        if (c->raw) {
+            memcpy(c->raw + (t + i) * n, z, (size_t)n * sizeof(float));
+            c->scales[t + i] = by;
+        }
+        for (int64_t j = 0; j < step; j++) z[j] *= by;
+        gelu(z, z, step);
+    }
+    product(rows, c->outputs, n, room, step, p->output, p->shift, out, out_step);
+    for (int64_t i = 0; i < rows; i++)
+        memcpy(c->out + (t + i) * c->outputs, out + i * out_step, (size_t)c->outputs * sizeof(float));
+}
+
+/* How many threads got no memory: 0 when all is well. */
+int token_weights_forward(const struct call *c)
+{
+    struct packed p;
+    float *block = places(c, &p);
+    if (!block) return 1;
+    const int64_t features = groups(c->features), outputs = groups(c->outputs);
+    const size_t room_bytes = (size_t)(BLOCK * (features + outputs) * LANES) * sizeof(float);
+    int failed = 0;
+#pragma omp parallel num_threads((int)c->threads) reduction(+ : failed)
+    {
+#pragma omp for schedule(static)
+        for (int64_t g = 0; g < features + outputs; g++) {
+            if (g < features) pack(c->hidden, c->features, c->width, g, p.hidden);
+            else pack(c->output, c->outputs, c->features, g - features, p.output);
+        }
+        float *room = aligned_alloc(64, (room_bytes + 63) / 64 * 64);
+        failed += room == NULL;
+#pragma omp for schedule(static, 1)
+        for (int64_t part = 0; part < c->threads; part++) {
+            const int64_t end = (part + 1) * c->tokens / c->threads;
+            for (int64_t t = part * c->tokens / c->threads; room && t < end; t += BLOCK)
+                block_weights(c, &p, t, end - t < BLOCK ? end - t : BLOCK, room);
+        }
+        free(room);
+    }
+    free(block);
+    return failed;
+}
+
+/* The gradient of the scale meets every number of a row of raw; from it comes that of x. */
+static void backward_row(const struct call *c, int64_t row)
+{
+    const int64_t n = c->features, from = c->width;
+    const float *restrict raw = c->raw + row * n, *restrict grad = c->grad + row * n;
+    float *restrict draw = c->draw + row * n, *restrict out = c->out + row * n, along = 0;
+    const float by = c->scales[row];
+#pragma omp simd reduction(+ : along)
+    for (int64_t j = 0; j < n; j++) {
+        const float z = raw[j] * by, d = grad[j] * slope(z);
+        out[j] = z * distribution(z);
+        along += d * raw[j];
+        draw[j] = d * by;
+    }
+    if (!c->dx) return;
+    const float *restrict x = c->x + row * from, part = -by * by * by * along / (float)from;
+    float *restrict dx = c->dx + row * from;
+    for (int64_t j = 0; j < from; j++) dx[j] = part * x[j];
+}
+
+void token_weights_backward(const struct call *c)
+{
+#pragma omp parallel for schedule(static, 1) num_threads((int)c->threads)
+    for (int64_t i = 0; i < c->threads; i++)
+        for (int64_t row = c->tokens * i / c->threads; row < c->tokens * (i + 1) / c->threads; row++)
+            backward_row(c, row);
+}
