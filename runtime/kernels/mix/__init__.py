@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels.kernel import Kernel, traced, transforms
-from multiway.runtime.kernels.mix import op
+from multiway.runtime.kernels.mix import compiled, op
 from multiway.runtime.kernels.mix.history import History
 from multiway.runtime.kernels.mix.history import append as _append
 from multiway.runtime.kernels.mix.history import mix as _mix_history
@@ -55,9 +55,13 @@ def fused_mix(
         return ()
     inputs = Inputs(history=list(history), weights=weights, gains=list(gains), biases=list(biases))
     if not traced():
-        if isinstance(history, History) and history.intact():
+        learns = torch.is_grad_enabled()
+        # C reads the hiddens themselves, so that without gradients it does not matter who did what
+        # to them.
+        plain = not learns and compiled.available(weights.dtype)
+        if not plain and isinstance(history, History) and history.intact():
             return _mix_history(history, inputs, plan)
-        if not torch.is_grad_enabled():
+        if not learns:
             return tuple(op.forward(inputs, plan))
     tensors = inputs.history, weights, inputs.gains, inputs.biases
     return tuple(op.fused_mix_op(*tensors, norm, eps, list(normed), list(raw)))
@@ -134,13 +138,15 @@ def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
     if not history:
         return "no sources"
     first = history[0]
+    dtype, device = first.dtype, first.device
     for x in (*history, *others):
-        if x.dtype != first.dtype or x.device != first.device:
-            return f"tensors of unlike types: {first.dtype} and {x.dtype}, {x.device}"
+        if x.dtype != dtype or x.device != device:
+            return f"tensors of unlike types: {dtype} and {x.dtype}, {x.device}"
     reason = _unknown(first) or _unknown(others[0])
     if reason is not None:
         return reason
-    if any(x.shape != first.shape for x in history):
+    shape = first.shape
+    if any(x.shape != shape for x in history):
         return "shapes that do not fit"
     return "rows without elements" if first.shape[-1] == 0 else None
 

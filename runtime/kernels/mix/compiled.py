@@ -8,7 +8,7 @@ import torch
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix.plan import NORMS, Grads, Inputs, Maybes, Plan, Wanted
-from multiway.runtime.kernels.native.calls import SUFFIX, pointers, rows_of, threads, words
+from multiway.runtime.kernels.native.calls import SUFFIX, pointers, rows_of_all, threads, words
 
 SKIP, WRITE, ADD = range(3)
 
@@ -47,7 +47,7 @@ def available(dtype: torch.dtype) -> bool:
 def forward(inputs: Inputs, plan: Plan) -> list[torch.Tensor]:
     """The outputs, each [..., D]."""
     first = inputs.history[0]
-    outputs = [torch.empty(first.shape, dtype=first.dtype) for _ in plan.outputs]
+    outputs = [first.new_empty(first.shape) for _ in plan.outputs]
     call, keep = _call(inputs, plan)
     if call.tokens:
         call.rows = pointers(outputs)
@@ -61,9 +61,9 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, wanted: Wanted) -> Grads
     call, keep = _call(inputs, plan)
     used = {way for way, grad in zip(plan.outputs, grads, strict=True) if grad is not None}
     sources, modes = _buffers(inputs, wanted, zero=not call.tokens)
-    rows = [(None, 0) if grad is None else rows_of(grad) for grad in grads]
-    keep.extend(row for row, _ in rows)
-    call.grads, call.grad_strides = pointers(r for r, _ in rows), words(s for _, s in rows)
+    rows, steps = rows_of_all(grads, inputs.history[0])
+    keep.extend(rows)
+    call.grads, call.grad_strides = pointers(rows), words(steps)
     call.pushes, call.modes = pointers(sources), words(modes)
     dweights = None
     if wanted.weights and not inputs.shared:
@@ -93,13 +93,13 @@ def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[torch.Tensor | None]]
     assert weights.shape[-1] == sources and max(plan.outputs) < ways and min(plan.outputs) >= 0
     assert inputs.shared or weights.shape[:-2] == first.shape[:-1]
     keep: list[torch.Tensor | None] = [weights]
-    rows = [rows_of(x, shape=first.shape, dtype=first.dtype) for x in inputs.history]
+    rows, steps = rows_of_all(inputs.history, first)
     vectors = [[x.contiguous() for x in each] for each in (inputs.gains, inputs.biases)]
     for each in vectors:
         assert len(each) in (0, len(plan.normed))
         assert all(x.shape == (width,) and x.dtype == first.dtype for x in each)
         keep.extend(each)
-    keep.extend(row for row, _ in rows)
+    keep.extend(rows)
     assert weights.dtype == first.dtype
     call = _Call(
         tokens=inputs.tokens,
@@ -112,8 +112,8 @@ def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[torch.Tensor | None]]
         kind=NORMS.index(plan.norm),
         weight_stride=0 if inputs.shared else ways * sources,
         eps=plan.eps,
-        history=pointers(row for row, _ in rows),
-        history_strides=words(stride for _, stride in rows),
+        history=pointers(rows),
+        history_strides=words(steps),
         weights=weights.data_ptr(),
         outputs=words(plan.outputs),
         gains=pointers(vectors[0]) if inputs.gains else None,

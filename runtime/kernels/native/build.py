@@ -25,6 +25,9 @@ COMPILERS = ("cc", "gcc", "clang")
 FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno"),
     *("-fno-trapping-math", "-fopenmp", "-shared", "-fPIC", "-Wall", "-Werror=implicit"),
+    # Where there are vectors of 64 bytes, compilers take half of one unless told otherwise: gelu
+    # with a layer norm of 788 x 3072 takes 0.99 ms so, and 0.67 with whole ones.
+    *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
 )
 HEADERS = Path(__file__).resolve().parent  # what C files share
 TIMEOUT_S = 300

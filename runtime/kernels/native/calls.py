@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,11 +29,8 @@ def threads(elements: int, rows: int) -> int:
     return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD, rows))
 
 
-def rows_of(
-    x: Tensor, *, shape: torch.Size | None = None, dtype: torch.dtype | None = None
-) -> tuple[Tensor, int]:
+def rows_of(x: Tensor) -> tuple[Tensor, int]:
     """x [..., D] as rows that lie one step apart, copied only if they do not, and that step."""
-    assert shape is None or (x.shape == shape and x.dtype == dtype and x.device.type == "cpu")
     if x.is_contiguous():
         return x, x.shape[-1]
     if x.ndim == 3 and x.stride(-1) == 1:
@@ -41,6 +38,19 @@ def rows_of(
         if batch == 1 or length == 1 or x.stride(0) == length * x.stride(1):
             return x, x.stride(1) if length > 1 else x.stride(0)
     return x.contiguous(), x.shape[-1]
+
+
+def rows_of_all(
+    tensors: Sequence[Tensor | None], like: Tensor
+) -> tuple[list[Tensor | None], list[int]]:
+    """`rows_of` for tensors on the CPU that must be of the shape and type of `like`; 0 for None."""
+    shape, dtype = like.shape, like.dtype
+    for x in tensors:
+        assert x is None or (x.shape == shape and x.dtype == dtype and x.is_cpu)
+    if all(x is not None and x.is_contiguous() for x in tensors):  # which they mostly are
+        return list(tensors), [shape[-1]] * len(tensors)
+    found = [(None, 0) if x is None else rows_of(x) for x in tensors]
+    return [row for row, _ in found], [step for _, step in found]
 
 
 def pointers(tensors: Iterable[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX, pointers, rows_of, threads, words
+from multiway.runtime.kernels.native.calls import SUFFIX, pointers, rows_of_all, threads, words
 from multiway.runtime.kernels.routed.plan import Debt, Grads, Inputs, Maybes, Plan, State
 
 NORMS = ("", "layer_norm", "rms_norm")  # numbered as in routed.c
@@ -89,13 +89,9 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, state: State) -> Grads:
     """From the gradients of the outputs, at least one of which is a tensor."""
     first = inputs.history[0]
     call, kept = _call(inputs, plan)
-    rows = [
-        (None, 0) if grad is None else rows_of(grad, shape=first.shape, dtype=first.dtype)
-        for grad in grads
-    ]
-    rows += [] if plan.raw else [(None, 0)]
-    call.grads, call.grad_strides = pointers(r for r, _ in rows), words(s for _, s in rows)
-    kept += [row for row, _ in rows]
+    rows, steps = rows_of_all(grads if plan.raw else [*grads, None], first)
+    call.grads, call.grad_strides = pointers(rows), words(steps)
+    kept += rows
     dmix = torch.empty(inputs.tokens, inputs.width, dtype=first.dtype)
     parts = first.new_empty(len(inputs.history), inputs.tokens, 2 * plan.groups + 1)
     totals = torch.zeros(call.threads, 1 + 2 * plan.normed, inputs.width, dtype=torch.float64)
@@ -122,12 +118,12 @@ def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes) -> list[Te
     groups. They are added to `into`, [..., D] each, where given."""
     xs = [debts[0].history[source] for source in sources]
     tokens, width = debts[0].grad.shape
-    assert len(sources) <= BATCH and all(x.shape == xs[0].shape for x in xs)
+    assert len(sources) <= BATCH
     assert all(each is None or each.is_contiguous() for each in into)
     outs = [
         x.new_empty(x.shape) if each is None else each for x, each in zip(xs, into, strict=True)
     ]
-    rows = [rows_of(x) for x in xs]
+    rows, steps = rows_of_all(xs, xs[0])
     queries = [debt.query.contiguous() for debt in debts]
     call = _Pull(
         tokens=tokens,
@@ -136,8 +132,8 @@ def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes) -> list[Te
         readers=len(debts),
         groups=debts[0].groups,
         threads=threads(tokens * width * len(debts), tokens),
-        x=pointers(row for row, _ in rows),
-        x_strides=words(stride for _, stride in rows),
+        x=pointers(rows),
+        x_strides=words(steps),
         modes=words(WRITE if each is None else ADD for each in into),
         grads=pointers(debt.grad for debt in debts),
         queries=pointers(queries),
@@ -155,13 +151,13 @@ def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[Tensor | None]]:
     """The call, and what must live as long as it does."""
     first, width, tokens = inputs.history[0], inputs.width, inputs.tokens
     assert width % plan.groups == 0 and inputs.query.shape == (width,)
-    rows = [rows_of(x, shape=first.shape, dtype=first.dtype) for x in inputs.history]
+    rows, steps = rows_of_all(inputs.history, first)
     query = inputs.query.contiguous()
     vectors = [[x.contiguous() for x in each] for each in (inputs.gains, inputs.biases)]
     for each in vectors:
         assert len(each) in (0, plan.normed) and all(x.shape == (width,) for x in each)
     assert all(x.numel() == tokens and x.is_contiguous() for x in inputs.scales)
-    kept: list[Tensor | None] = [query, *vectors[0], *vectors[1], *(row for row, _ in rows)]
+    kept: list[Tensor | None] = [query, *vectors[0], *vectors[1], *rows]
     assert all(x is None or x.dtype == first.dtype for x in (*kept, *inputs.scales))
     call = _Call(
         tokens=tokens,
@@ -173,8 +169,8 @@ def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[Tensor | None]]:
         kind=NORMS.index(plan.norm),
         eps=plan.eps,
         norm_eps=plan.norm_eps,
-        history=pointers(row for row, _ in rows),
-        history_strides=words(stride for _, stride in rows),
+        history=pointers(rows),
+        history_strides=words(steps),
         scales=pointers(inputs.scales),
         fresh=words(inputs.fresh),
         query=query.data_ptr(),
