@@ -191,6 +191,8 @@ def test_what_it_does_not_take() -> None:
     assert refuses(x[1:], weight, **settings) == f"x is small: [{FEWEST // 8 - 1}, 2]"
     assert refuses(x, weight, **{**settings, "kind": "silu"}) == "activation silu"
     assert refuses(x.double(), weight, **settings) == "x is torch.float64"
+    assert refuses(x.bfloat16(), weight.bfloat16(), **settings) == "x is torch.bfloat16"
+    assert refuses(x.bfloat16(), weight.bfloat16(), **{**settings, "norm": "rms_norm"}) is None
     assert refuses(x, weight.double(), **settings) == "types differ"
     assert refuses(x.to("meta"), weight, **settings) == "x is on meta"
     assert refuses(x, torch.zeros(8193, 2), **settings) == "the result is wide: 8193"
@@ -199,3 +201,56 @@ def test_what_it_does_not_take() -> None:
         assert refuses(x, weight, **settings) == "autocast decides the types of products"
     with native.disabled():
         assert refuses(x, weight, **settings) == "C kernels are switched off"
+
+
+@pytest.mark.parametrize("norm", gelu.NORMS)
+@pytest.mark.parametrize("width", [1, 7, 48, 3072])
+def test_bfloat16_is_float32_rounded_once(norm: str, width: int) -> None:
+    plan = gelu.Plan(norm=norm, eps=1e-5)
+    x, grad, gain, shift = (
+        draw(*shape, dtype=torch.float32, seed=i).bfloat16()
+        for i, shape in enumerate([(70, width), (70, width), (width,), (width,)])
+    )
+    wide = x.float(), gain.float() if norm else None, shift.float() if norm else None
+    affine = (gain, shift) if norm else (None, None)
+    found = gelu.forward(plan, x, *affine, out=torch.full_like(x, math.nan))
+    exact = gelu.forward(plan, *wide, out=torch.empty(70, width))
+    assert torch.equal(found, exact.bfloat16())
+    assert torch.equal(gelu.forward(plan, x.clone(), *affine, out=x.clone()), found)
+    ours, exacts = (
+        gelu.backward(plan, x, affine[0], grad),
+        gelu.backward(plan, wide[0], wide[1], grad.float()),
+    )
+    for name in ("x", "summed", "gain", "shift"):
+        assert torch.equal(getattr(ours, name), getattr(exacts, name).bfloat16()), name
+
+
+def test_what_is_not_finite_passes_in_bfloat16() -> None:
+    every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
+    x = every.view(torch.bfloat16).view(256, 256)
+    found = gelu.forward(ALONE, x, None, None, torch.empty_like(x))
+    exact = gelu.forward(ALONE, x.float(), None, None, torch.empty(256, 256)).bfloat16()
+    assert torch.equal(found.isnan(), x.isnan() | exact.isnan())
+    assert torch.equal(found[~found.isnan()], exact[~found.isnan()])
+
+
+@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
+def test_bfloat16_is_no_farther_from_float64_than_torch(norm: str) -> None:
+    given = [x.bfloat16() for x in inputs(norm, 90, 64, width=96)]
+    weigh = draw(90, 96, dtype=torch.float32)
+
+    def results(compute: Callable[..., Tensor], dtype: torch.dtype) -> list[Tensor]:
+        leaves = [x.to(dtype).requires_grad_() for x in given]
+        y = compute(*leaves)
+        return [y, *torch.autograd.grad((y * weigh).sum(), leaves)]
+
+    def composed(x: Tensor, weight: Tensor, bias: Tensor, gain: Tensor, shift: Tensor) -> Tensor:
+        y = F.gelu(F.linear(x, weight, bias))
+        if norm == "layer_norm":
+            return F.layer_norm(y, (96,), gain, shift)
+        return F.rms_norm(y, (96,), gain, 1e-5) + shift
+
+    exact = results(reference(norm), torch.float64)
+    ours, eager = results(kernel(norm), torch.bfloat16), results(composed, torch.bfloat16)
+    for one, other, truth in zip(ours, eager, exact, strict=True):
+        assert (one.double() - truth).norm() <= 1.1 * (other.double() - truth).norm()

@@ -13,15 +13,20 @@ SUFFIX = {torch.float32: "float", torch.float64: "double"}
 ELEMENTS_PER_THREAD = 32768  # a thread more for less work than this costs more than it saves
 
 
-def addressable(x: Tensor, *others: Tensor | None) -> bool:
-    """Whether all are torch's own tensors on the CPU, of the type of x, which has C functions."""
-    return x.dtype in SUFFIX and all(
+def alike(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether all are torch's own tensors on the CPU, of the type of x."""
+    return all(
         type(each) in (Tensor, torch.nn.Parameter)
         and each.device.type == "cpu"
         and each.dtype == x.dtype
         for each in (x, *others)
         if each is not None
     )
+
+
+def addressable(x: Tensor, *others: Tensor | None) -> bool:
+    """Whether they are `alike` and of a type that C functions are made for, each in `SUFFIX`."""
+    return x.dtype in SUFFIX and alike(x, *others)
 
 
 def threads(elements: int, rows: int) -> int:

@@ -1,4 +1,4 @@
-/* gelu of rows in float32, with or without the norm that follows it.
+/* gelu of rows, with or without the norm that follows it; in float32, whatever the rows are.
  *
  * y = x Phi(x), Phi the normal distribution, or norm(x Phi(x)) * gain + shift. Nothing but x is
  * kept for the backward pass. Rows are cut into `threads` parts, as in norms.c.
@@ -10,12 +10,13 @@
 enum { NO_NORM, LAYER_NORM, RMS_NORM };
 enum { WIDEST = 8192, FLUSH = 32 }; /* rows summed in float before the double sums */
 
-/* gelu.py declares the same. Rows are contiguous. */
+/* gelu.py declares the same. Rows are contiguous: of bfloat16 where `half`, or else of float. */
 struct call {
-    int64_t rows, width, norm, threads;
+    int64_t rows, width, norm, threads, half;
     double eps;
-    const float *x, *gain, *shift, *grad; /* gain, shift: [width] or NULL; grad: backward */
-    float *out;                           /* forward: may be x; backward: the gradient of x */
+    const float *gain, *shift; /* [width] or NULL */
+    const void *x, *grad;      /* grad: backward */
+    void *out;                 /* forward: may be x; backward: the gradient of x */
     double *totals; /* backward: [threads, 3, width], of x, gain and shift, zero before */
 };
 
@@ -23,20 +24,38 @@ struct call {
 #define NAME(name) name
 #include "rows.h"
 #include "gelu.h"
+#include "bfloat16.h"
+
+/* A row as floats: where it stands, or in `room`. */
+INLINE const float *row_of(const struct call *c, const void *rows, int64_t row, float *room) {
+    if (!c->half) return (const float *)rows + row * c->width;
+    widen((const uint16_t *)rows + row * c->width, room, c->width);
+    return room;
+}
+
+/* Where a row of the result is to be put, and what is to be done when it is there. */
+INLINE float *begin_row(const struct call *c, int64_t row, float *room) {
+    return c->half ? room : (float *)c->out + row * c->width;
+}
+
+INLINE void end_row(const struct call *c, int64_t row, const float *room) {
+    if (c->half) narrow(room, (uint16_t *)c->out + row * c->width, c->width);
+}
 
 static void forward_rows(const struct call *c, int64_t first, int64_t last) {
     const int64_t n = c->width;
-    float active[WIDEST], mean, by;
+    float active[WIDEST], wide[WIDEST], mean, by;
     for (int64_t row = first; row < last; row++) {
-        const float *x = c->x + row * n;
-        float *out = c->out + row * n;
+        const float *x = row_of(c, c->x, row, wide);
+        float *out = begin_row(c, row, wide);
         if (c->norm == NO_NORM) {
             gelu(x, out, n);
-            continue;
+        } else {
+            gelu(x, active, n);
+            statistics(active, n, c->norm == LAYER_NORM, c->eps, &mean, &by);
+            affine(active, mean, by, c->gain, c->shift, out, n);
         }
-        gelu(x, active, n);
-        statistics(active, n, c->norm == LAYER_NORM, c->eps, &mean, &by);
-        affine(active, mean, by, c->gain, c->shift, out, n);
+        end_row(c, row, out);
     }
 }
 
@@ -57,13 +76,14 @@ static void backward_rows(const struct call *c, int64_t first, int64_t last, dou
     const int64_t n = c->width;
     /* One row behind the other with a gap: rows 4096 bytes apart would share their cache sets. */
     const int64_t step = (n + 47) / 16 * 16;
-    float room[6 * (WIDEST + 48)];
+    float room[9 * (WIDEST + 48)];
     float *sums = room + 3 * step, *dgain = sums + step, *dshift = dgain + step;
+    float *wide = dshift + step, *wide_grad = wide + step, *wide_dx = wide_grad + step;
     const int64_t kinds = c->norm == NO_NORM ? 1 : 3;
     memset(sums, 0, 3 * step * sizeof(float));
     for (int64_t row = first; row < last; row++) {
-        const float *x = c->x + row * n, *grad = c->grad + row * n;
-        float *dx = c->out + row * n;
+        const float *x = row_of(c, c->x, row, wide), *grad = row_of(c, c->grad, row, wide_grad);
+        float *dx = begin_row(c, row, wide_dx);
         if (c->norm != NO_NORM) {
             before_norm(c, x, grad, room, step, dgain, dshift);
             grad = room;
@@ -74,6 +94,7 @@ static void backward_rows(const struct call *c, int64_t first, int64_t last, dou
             dx[j] = d;
             sums[j] += d;
         }
+        end_row(c, row, dx);
         if ((row - first) % FLUSH == FLUSH - 1 || row == last - 1)
             for (int64_t k = 0; k < kinds; k++) flush(sums + k * step, totals + k * n, n);
     }

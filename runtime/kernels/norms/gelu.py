@@ -1,4 +1,4 @@
-"""gelu of rows in C (gelu.c), with or without the norm that follows it: float32 on the CPU."""
+"""gelu of rows in C (gelu.c), with or without the norm that follows it, on the CPU."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from multiway.runtime.kernels.native.calls import threads
 
 NORMS = ("", "layer_norm", "rms_norm")  # numbered as in gelu.c
 WIDEST = 8192
+TYPES = (torch.float32, torch.bfloat16)
 
 
 class _Call(ctypes.Structure):
     """`struct call` of gelu.c."""
 
     _fields_ = [
-        *((name, ctypes.c_int64) for name in ("rows", "width", "norm", "threads")),
+        *((name, ctypes.c_int64) for name in ("rows", "width", "norm", "threads", "half")),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("x", "gain", "shift", "grad", "out", "totals")),
+        *((name, ctypes.c_void_p) for name in ("gain", "shift", "x", "grad", "out", "totals")),
     ]
 
 
@@ -46,10 +47,14 @@ class Grads:
 def forward(
     plan: Plan, x: Tensor, gain: Tensor | None, shift: Tensor | None, out: Tensor
 ) -> Tensor:
-    """norm(gelu(x)) * gain + shift. x, out: [*, F], contiguous, may be one; gain, shift: [F]."""
+    """norm(gelu(x)) * gain + shift. x, out: [*, F], contiguous, may be one; gain, shift: [F].
+
+    All of one type; nothing is rounded to bfloat16 but the result.
+    """
     call = _call(plan, x)
-    vectors = [None if each is None else each.contiguous() for each in (gain, shift)]
+    vectors = [None if each is None else each.float().contiguous() for each in (gain, shift)]
     call.gain, call.shift = (None if each is None else each.data_ptr() for each in vectors)
+    assert out.dtype == x.dtype and out.shape == x.shape and out.is_contiguous()
     call.out = out.data_ptr()
     _run("gelu_forward", call)
     return out
@@ -59,7 +64,8 @@ def backward(plan: Plan, x: Tensor, gain: Tensor | None, grad: Tensor) -> Grads:
     """Gradients from that of the result. x: [*, F], contiguous."""
     call = _call(plan, x)
     grad = grad.contiguous()
-    scale = None if gain is None else gain.contiguous()
+    assert grad.dtype == x.dtype and grad.shape == x.shape
+    scale = None if gain is None else gain.float().contiguous()
     dx = torch.empty_like(x)
     totals = torch.zeros(call.threads, 3, call.width, dtype=torch.float64)
     call.grad, call.gain = grad.data_ptr(), None if scale is None else scale.data_ptr()
@@ -71,13 +77,14 @@ def backward(plan: Plan, x: Tensor, gain: Tensor | None, grad: Tensor) -> Grads:
 
 def _call(plan: Plan, x: Tensor) -> _Call:
     width = x.shape[-1]
-    assert x.is_contiguous() and x.dtype == torch.float32 and 0 < width <= WIDEST
+    assert x.is_contiguous() and x.dtype in TYPES and 0 < width <= WIDEST
     rows = x.numel() // width
     return _Call(
         rows=rows,
         width=width,
         norm=NORMS.index(plan.norm),
         threads=threads(x.numel(), rows),
+        half=x.dtype == torch.bfloat16,
         eps=plan.eps,
         x=x.data_ptr(),
     )

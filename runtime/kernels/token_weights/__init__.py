@@ -156,6 +156,6 @@ KERNELS = [
         op="token_weights",
         run=token_weights,
         refuses=_refuses,
-        doc="the norm's scale behind the first product, static weights as the bias of the last",
+        doc="the norm's scale behind the first product; with gelu one pass of C over tokens",
     )
 ]
