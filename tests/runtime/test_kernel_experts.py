@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, get_args
@@ -18,7 +19,12 @@ from multiway.compiler.dispatch import fast
 from multiway.compiler.op import registry
 from multiway.runtime.kernels import kernels
 from multiway.runtime.kernels.experts.dispatch import Dispatch, _static, dispatch
-from multiway.runtime.kernels.experts.grouped import grouped_linear, grouped_outer, grouped_rows
+from multiway.runtime.kernels.experts.grouped import (
+    grouped_by_size,
+    grouped_linear,
+    grouped_outer,
+    grouped_rows,
+)
 from multiway.specs.parts import Activation
 
 D, F, G, X, MOST = 6, 5, 4, 4, 2
@@ -263,7 +269,13 @@ def test_products_of_groups_are_those_of_their_rows(groups: str, rows: int) -> N
         made = [x[at[i] : at[i + 1]] @ weight[i].mT for i in range(count)]
         return torch.cat([*made, x.new_zeros(rows - at[-1], G)])
 
-    check(lambda x, w: grouped_linear(x, w, ends), one_by_one, [draw(rows, D), draw(count, G, D)])
+    given = [draw(rows, D), draw(count, G, D)]
+    check(lambda x, w: grouped_linear(x, w, ends), one_by_one, given)
+    if at[-1] == rows:
+        sizes = [end - start for start, end in itertools.pairwise(at)]
+        check(lambda x, w: grouped_by_size(x, w, sizes), one_by_one, given)
+        for fixed in ((0,), (1,)):
+            check(lambda x, w: grouped_by_size(x, w, sizes), one_by_one, given, fixed)
 
 
 @pytest.mark.parametrize("groups", ["empty ones", "rows behind the last"])
@@ -281,6 +293,10 @@ def test_a_second_backward_says_so() -> None:
     y = grouped_linear(x, draw(2, G, D), ends)
     (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        slope.sum().backward()
+    y = grouped_by_size(x, draw(2, G, D), [2, 5])
+    (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
         slope.sum().backward()
 
 

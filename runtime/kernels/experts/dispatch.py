@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import embedding_bag
 
+from multiway.runtime.kernels.experts.grouped import grouped_by_size, grouped_linear
+
 
 @dataclass(frozen=True, kw_only=True)
 class ByToken:
@@ -38,7 +40,15 @@ class Dispatch:
     experts: Tensor  # [R]
     ends: Tensor  # [X] int32: where the rows of each expert end
     weights: Tensor  # [R] the gate of each
+    sizes: list[int] | None = None  # of the rows of each expert, where they may be looked at
     by_token: ByToken | None = None  # where it is faster to sum so
+
+    def linear(self, rows: Tensor, weight: Tensor) -> Tensor:
+        """Each row [R, D] times the transposed matrix of its expert, of [X, F, D] -> [R, F]."""
+        if self.sizes is None:
+            found: Tensor = grouped_linear(rows, weight, self.ends)
+            return found
+        return grouped_by_size(rows, weight, self.sizes)
 
     def rows(self, x: Tensor) -> Tensor:
         """The tokens [N, D] as rows [R, D]."""
@@ -103,11 +113,18 @@ def dispatch(gates: Tensor, most: int) -> Dispatch:
         return _static(gates, most)
     used = gates.detach() != 0
     experts, tokens = used.t().nonzero(as_tuple=True)
-    ends = used.sum(0).cumsum(0).to(torch.int32)
+    each = used.sum(0)
     counts = used.sum(1)
     by_token = ByToken(order=tokens.argsort(stable=True), starts=counts.cumsum(0) - counts)
     weights = _at(gates, tokens, experts)
-    return Dispatch(tokens=tokens, experts=experts, ends=ends, weights=weights, by_token=by_token)
+    return Dispatch(
+        tokens=tokens,
+        experts=experts,
+        ends=each.cumsum(0).to(torch.int32),
+        weights=weights,
+        sizes=each.tolist(),
+        by_token=by_token,
+    )
 
 
 def is_static(gates: Tensor) -> bool:

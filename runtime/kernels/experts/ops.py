@@ -9,7 +9,6 @@ from torch import Tensor
 
 from multiway.runtime.kernels.activations import activate
 from multiway.runtime.kernels.experts.dispatch import Dispatch, dispatch, is_static
-from multiway.runtime.kernels.experts.grouped import grouped_linear
 from multiway.runtime.kernels.kernel import Kernel, autocasts, transforms
 
 
@@ -21,7 +20,7 @@ def routed_linear(
     """
     flat, scores = x.flatten(0, -2), gates.flatten(0, -2)
     plan = dispatch(scores, most)
-    y = plan.sums(grouped_linear(plan.rows(flat), weight, plan.ends), flat.shape[0])
+    y = plan.sums(plan.linear(plan.rows(flat), weight), flat.shape[0])
     return _shaped(y if bias is None else y + scores @ bias, x)
 
 
@@ -61,7 +60,7 @@ def routed_ffn(
         hidden = _normed(hidden, norm, eps)
         hidden = hidden if gain is None else hidden * gain.index_select(0, plan.experts)
         hidden = hidden if shift is None else hidden + shift.index_select(0, plan.experts)
-    y = plan.sums(grouped_linear(hidden, down, plan.ends), flat.shape[0])
+    y = plan.sums(plan.linear(hidden, down), flat.shape[0])
     return _shaped(y if down_bias is None else y + scores @ down_bias, x)
 
 
@@ -76,7 +75,7 @@ def routed_affine(
 
 
 def _linear(rows: Tensor, weight: Tensor, bias: Tensor | None, plan: Dispatch) -> Tensor:
-    y: Tensor = grouped_linear(rows, weight, plan.ends)
+    y = plan.linear(rows, weight)
     return y if bias is None else y + bias.index_select(0, plan.experts)
 
 
