@@ -38,17 +38,16 @@ class Dispatch:
 
     tokens: Tensor  # [R] of each row
     experts: Tensor  # [R]
-    ends: Tensor  # [X] int32: where the rows of each expert end
+    groups: list[int] | Tensor  # rows of each expert; or int32 [X], where they end
     weights: Tensor  # [R] the gate of each
-    sizes: list[int] | None = None  # of the rows of each expert, where they may be looked at
     by_token: ByToken | None = None  # where it is faster to sum so
 
     def linear(self, rows: Tensor, weight: Tensor) -> Tensor:
         """Each row [R, D] times the transposed matrix of its expert, of [X, F, D] -> [R, F]."""
-        if self.sizes is None:
-            found: Tensor = grouped_linear(rows, weight, self.ends)
+        if isinstance(self.groups, Tensor):
+            found: Tensor = grouped_linear(rows, weight, self.groups)
             return found
-        return grouped_by_size(rows, weight, self.sizes)
+        return grouped_by_size(rows, weight, self.groups)
 
     def rows(self, x: Tensor) -> Tensor:
         """The tokens [N, D] as rows [R, D]."""
@@ -113,16 +112,14 @@ def dispatch(gates: Tensor, most: int) -> Dispatch:
         return _static(gates, most)
     used = gates.detach() != 0
     experts, tokens = used.t().nonzero(as_tuple=True)
-    each = used.sum(0)
     counts = used.sum(1)
     by_token = ByToken(order=tokens.argsort(stable=True), starts=counts.cumsum(0) - counts)
     weights = _at(gates, tokens, experts)
     return Dispatch(
         tokens=tokens,
         experts=experts,
-        ends=each.cumsum(0).to(torch.int32),
+        groups=used.sum(0).tolist(),
         weights=weights,
-        sizes=each.tolist(),
         by_token=by_token,
     )
 
@@ -138,7 +135,9 @@ def _static(gates: Tensor, most: int) -> Dispatch:
     tokens = order // most
     numbers = torch.arange(gates.shape[1], device=gates.device)
     ends = torch.searchsorted(experts, numbers, right=True).to(torch.int32)
-    return Dispatch(tokens=tokens, experts=experts, ends=ends, weights=_at(gates, tokens, experts))
+    return Dispatch(
+        tokens=tokens, experts=experts, groups=ends, weights=_at(gates, tokens, experts)
+    )
 
 
 def _at(gates: Tensor, tokens: Tensor, experts: Tensor) -> Tensor:

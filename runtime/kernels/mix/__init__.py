@@ -95,7 +95,7 @@ def _refuses_append(
     history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: int = 0
 ) -> str | None:
     if transforms():
-        return "torch.func: no kernel under its transforms"
+        return "torch.func, or forward mode: no kernel under transforms"
     return _unknown(x)
 
 
@@ -134,7 +134,7 @@ def kernels_refusal(
 def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
     """Why no kernel takes a history with other tensors, which are to be of its type, or None."""
     if transforms():
-        return "torch.func: no kernel under its transforms"
+        return "torch.func, or forward mode: no kernel under transforms"
     if not history:
         return "no sources"
     first = history[0]
