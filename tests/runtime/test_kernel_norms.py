@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from comparing import check, draw
@@ -12,7 +14,7 @@ from multiway.compiler.ops.rms_norm import rms_norm
 from multiway.runtime.kernels import kernels, native
 from multiway.runtime.kernels.native.calls import ELEMENTS_PER_THREAD
 from multiway.runtime.kernels.norms import norm_pair
-from multiway.runtime.kernels.norms import rms_norm as fused_rms_norm
+from multiway.runtime.kernels.norms import ops as fused
 
 NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
 
@@ -27,15 +29,15 @@ def reference_norms(x: Tensor, *affine: Tensor, norm: str) -> tuple:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(2, 5, 33), (70, 17), (7,), (0, 8), (1, 256)])
 @pytest.mark.parametrize("fixed", [(), (0,), (1,), (2,), (0, 1)])
-def test_rms_norm(
-    engine: str, dtype: torch.dtype, shape: tuple[int, ...], fixed: tuple[int, ...]
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_norm(
+    engine: str, norm: str, dtype: torch.dtype, shape: tuple[int, ...], fixed: tuple[int, ...]
 ) -> None:
     affine = [draw(shape[-1], dtype=dtype, seed=s) for s in (1, 2)]
     inputs = [draw(*shape, dtype=dtype), *affine]
-    check(lambda *x: fused_rms_norm(*x, eps=1e-5), lambda *x: rms_norm(*x, eps=1e-5), inputs, fixed)
-    check(
-        lambda x: fused_rms_norm(x, eps=1e-5), lambda x: rms_norm(x, eps=1e-5), [inputs[0].double()]
-    )
+    ours, reference = partial(getattr(fused, norm), eps=1e-5), partial(NORMS[norm], eps=1e-5)
+    check(ours, reference, inputs, fixed)
+    check(ours, reference, [inputs[0].double()])
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -78,7 +80,7 @@ def test_norms_on_several_threads_and_of_views(engine: str) -> None:
     torch.set_num_threads(3)
     try:
         inputs = [draw(64, 4 * ELEMENTS_PER_THREAD // 64).t(), draw(64)]
-        check(lambda *x: fused_rms_norm(*x, eps=1e-5), lambda *x: rms_norm(*x, eps=1e-5), inputs)
+        check(lambda *x: fused.rms_norm(*x, eps=1e-5), lambda *x: rms_norm(*x, eps=1e-5), inputs)
     finally:
         torch.set_num_threads(threads)
 
@@ -90,3 +92,28 @@ def test_norms_refuse_what_torch_does_as_well() -> None:
     assert refuses(many.half(), eps=0.0) == "x is torch.float16"
     with native.disabled():
         assert refuses(many, eps=0.0) == "C kernels are switched off"
+    refuses = kernels()["layer_norm"].refuses
+    assert refuses(many, eps=0.0) == "x is torch.float64: torch's own takes one pass, too"
+    assert refuses(many.bfloat16(), eps=0.0) == "x is small: 32768 numbers"
+    assert refuses(draw(1 << 17).bfloat16(), eps=0.0) is None
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("width", [1, 7, 48, 3072])
+def test_bfloat16_is_float32_rounded_once(norm: str, width: int) -> None:
+    if native.library("norms") is None:
+        pytest.skip(f"no C kernel: {native.refused('norms')}")
+    ours = getattr(fused, norm)
+    x, gain, bias = (
+        draw(*shape, dtype=torch.float32, seed=i).bfloat16()
+        for i, shape in enumerate([(70, width), (width,), (width,)])
+    )
+    grad = draw(70, width, dtype=torch.float32, seed=3).bfloat16()
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [each.to(dtype).requires_grad_() for each in (x, gain, bias)]
+        y = ours(*leaves, eps=1e-5)
+        return [y, *torch.autograd.grad(y, leaves, grad.to(dtype))]
+
+    for found, exact in zip(results(torch.bfloat16), results(torch.float32), strict=True):
+        assert torch.equal(found, exact.bfloat16())

@@ -1,4 +1,5 @@
-/* Rows of bfloat16 as floats and back; for kernels in C, which compute in float. */
+/* Rows of bfloat16 as floats and back; for kernels in C, which compute in float. Behind vectors.h. */
+#pragma once
 
 union float_bits { float real; uint32_t bits; };
 
@@ -13,4 +14,20 @@ INLINE void narrow(const float *restrict from, uint16_t *restrict to, int64_t n)
         const uint32_t bits = (union float_bits){.real = from[j]}.bits;
         to[j] = (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
     }
+}
+
+/* A row of n numbers as floats, of bfloat16 where `half`: where it stands, or in `room`. */
+INLINE const float *row_of(int half, const void *rows, int64_t at, float *room, int64_t n) {
+    if (!half) return (const float *)rows + at;
+    widen((const uint16_t *)rows + at, room, n);
+    return room;
+}
+
+/* Where a row of a result is made, and what is to be done when it is. */
+INLINE float *begin_row(int half, void *rows, int64_t at, float *room) {
+    return half ? room : (float *)rows + at;
+}
+
+INLINE void end_row(int half, void *rows, int64_t at, const float *room, int64_t n) {
+    if (half) narrow(room, (uint16_t *)rows + at, n);
 }

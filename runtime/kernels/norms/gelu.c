@@ -26,28 +26,12 @@ struct call {
 #include "gelu.h"
 #include "bfloat16.h"
 
-/* A row as floats: where it stands, or in `room`. */
-INLINE const float *row_of(const struct call *c, const void *rows, int64_t row, float *room) {
-    if (!c->half) return (const float *)rows + row * c->width;
-    widen((const uint16_t *)rows + row * c->width, room, c->width);
-    return room;
-}
-
-/* Where a row of the result is to be put, and what is to be done when it is there. */
-INLINE float *begin_row(const struct call *c, int64_t row, float *room) {
-    return c->half ? room : (float *)c->out + row * c->width;
-}
-
-INLINE void end_row(const struct call *c, int64_t row, const float *room) {
-    if (c->half) narrow(room, (uint16_t *)c->out + row * c->width, c->width);
-}
-
 static void forward_rows(const struct call *c, int64_t first, int64_t last) {
     const int64_t n = c->width;
     float active[WIDEST], wide[WIDEST], mean, by;
     for (int64_t row = first; row < last; row++) {
-        const float *x = row_of(c, c->x, row, wide);
-        float *out = begin_row(c, row, wide);
+        const float *x = row_of(c->half, c->x, row * n, wide, n);
+        float *out = begin_row(c->half, c->out, row * n, wide);
         if (c->norm == NO_NORM) {
             gelu(x, out, n);
         } else {
@@ -55,7 +39,7 @@ static void forward_rows(const struct call *c, int64_t first, int64_t last) {
             statistics(active, n, c->norm == LAYER_NORM, c->eps, &mean, &by);
             affine(active, mean, by, c->gain, c->shift, out, n);
         }
-        end_row(c, row, out);
+        end_row(c->half, c->out, row * n, out, n);
     }
 }
 
@@ -82,8 +66,9 @@ static void backward_rows(const struct call *c, int64_t first, int64_t last, dou
     const int64_t kinds = c->norm == NO_NORM ? 1 : 3;
     memset(sums, 0, 3 * step * sizeof(float));
     for (int64_t row = first; row < last; row++) {
-        const float *x = row_of(c, c->x, row, wide), *grad = row_of(c, c->grad, row, wide_grad);
-        float *dx = begin_row(c, row, wide_dx);
+        const float *x = row_of(c->half, c->x, row * n, wide, n);
+        const float *grad = row_of(c->half, c->grad, row * n, wide_grad, n);
+        float *dx = begin_row(c->half, c->out, row * n, wide_dx);
         if (c->norm != NO_NORM) {
             before_norm(c, x, grad, room, step, dgain, dshift);
             grad = room;
@@ -94,7 +79,7 @@ static void backward_rows(const struct call *c, int64_t first, int64_t last, dou
             dx[j] = d;
             sums[j] += d;
         }
-        end_row(c, row, dx);
+        end_row(c->half, c->out, row * n, dx, n);
         if ((row - first) % FLUSH == FLUSH - 1 || row == last - 1)
             for (int64_t k = 0; k < kinds; k++) flush(sums + k * step, totals + k * n, n);
     }

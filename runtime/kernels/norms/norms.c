@@ -2,7 +2,7 @@
  *
  * y_k = norm(x) * gain_k + bias_k. Nothing but x is kept for the backward pass. The rows are
  * cut into `threads` parts of fixed size, so results depend on the number of threads but not on
- * their order.
+ * their order. Of bfloat16 nothing is rounded but results: each row is computed in float.
  */
 #include <math.h>
 #include <stdint.h>
@@ -23,13 +23,17 @@ struct call {
     double *totals; /* backward: [threads, ways, 2, width], of gains and biases, zero before */
 };
 
-
 #define REAL float
+#define HALF 0
 #define NAME(name) name##_float
 #include "norms.h"
-#undef REAL
-#undef NAME
 
 #define REAL double
+#define HALF 0
 #define NAME(name) name##_double
+#include "norms.h"
+
+#define REAL float
+#define HALF 1
+#define NAME(name) name##_bfloat16
 #include "norms.h"

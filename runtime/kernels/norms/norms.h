@@ -1,15 +1,40 @@
-/* norms.c for one type, REAL. */
+/* norms.c for one type, REAL; HALF: rows, gains and biases are of bfloat16, and REAL is float. */
 
 #include "rows.h"
+#include "bfloat16.h"
+
+/* Row `at` of `rows`, and where that of a result is made; in `room` only where they are of bfloat16. */
+#define READ(rows, at, room)                                                                       \
+    (HALF ? (const REAL *)row_of(1, rows, at, (float *)(room), n) : (const REAL *)(rows) + (at))
+#define BEGIN(rows, at, room) (HALF ? (REAL *)(room) : (REAL *)(rows) + (at))
+#define END(rows, at, room) end_row(HALF, rows, at, (const float *)(room), n)
+
+enum { NAME(ROOMS) = HALF ? 2 * MOST : 0 }; /* rows that hold gains and biases */
+
+/* Gains and biases, which every row reads. */
+INLINE void NAME(vectors)(const struct call *c, REAL *room, int64_t step, const REAL **gains,
+                          const REAL **biases) {
+    const int64_t n = c->width;
+    for (int64_t k = 0; k < c->ways; k++) {
+        gains[k] = c->gains[k] ? READ(c->gains[k], 0, room + 2 * k * step) : NULL;
+        biases[k] = c->biases[k] ? READ(c->biases[k], 0, room + (2 * k + 1) * step) : NULL;
+    }
+}
 
 static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t last) {
-    const int64_t n = c->width;
-    REAL mean, by;
+    const int64_t n = c->width, step = (n + 47) / 16 * 16;
+    REAL room[(NAME(ROOMS) + 2) * (WIDEST + 48)], mean, by;
+    REAL *wide = room + NAME(ROOMS) * step, *made = wide + step;
+    const REAL *gains[MOST], *biases[MOST];
+    NAME(vectors)(c, room, step, gains, biases);
     for (int64_t row = first; row < last; row++) {
-        const REAL *x = (const REAL *)c->x + row * c->x_stride;
+        const REAL *x = READ(c->x, row * c->x_stride, wide);
         NAME(statistics)(x, n, c->norm == LAYER_NORM, c->eps, &mean, &by);
-        for (int64_t k = 0; k < c->ways; k++)
-            NAME(affine)(x, mean, by, c->gains[k], c->biases[k], (REAL *)c->outs[k] + row * n, n);
+        for (int64_t k = 0; k < c->ways; k++) {
+            REAL *y = BEGIN(c->outs[k], row * n, made);
+            NAME(affine)(x, mean, by, gains[k], biases[k], y, n);
+            END(c->outs[k], row * n, y);
+        }
     }
 }
 
@@ -17,27 +42,31 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t las
     const int64_t n = c->width;
     /* One row behind the other with a gap: rows 4096 bytes apart would share their cache sets. */
     const int64_t step = (n + 47) / 16 * 16;
-    REAL room[(2 + MOST * 2) * (WIDEST + 48)], mean, by;
-    REAL *h = room, *d = h + step, *sums = d + step;
+    REAL room[(NAME(ROOMS) + 5 + MOST * 3) * (WIDEST + 48)], mean, by;
+    REAL *h = room + NAME(ROOMS) * step, *d = h + step, *wide = d + step, *made = wide + step;
+    REAL *wide_grads = made + step, *sums = wide_grads + MOST * step;
+    const REAL *gains[MOST], *biases[MOST], *grads[MOST];
+    NAME(vectors)(c, room, step, gains, biases);
     memset(sums, 0, c->ways * 2 * step * sizeof(REAL));
     for (int64_t row = first; row < last; row++) {
-        const REAL *x = (const REAL *)c->x + row * c->x_stride;
-        REAL *dx = (REAL *)c->dx + row * n;
+        const REAL *x = READ(c->x, row * c->x_stride, wide);
+        REAL *dx = BEGIN(c->dx, row * n, made);
+        for (int64_t k = 0; k < c->ways; k++)
+            grads[k] = c->grads[k] ? READ(c->grads[k], row * n, wide_grads + k * step) : NULL;
         NAME(statistics)(x, n, c->norm == LAYER_NORM, c->eps, &mean, &by);
         for (int64_t j = 0; j < n; j++) h[j] = (x[j] - mean) * by;
         int fresh = 1;
-        if (c->ways == 2 && c->grads[0] && c->grads[1] && c->gains[0] && c->gains[1]) {
-            NAME(gather_both)((const REAL *)c->grads[0] + row * n, (const REAL *)c->grads[1] + row * n,
-                              h, c->gains[0], c->gains[1], sums, step, d, n);
+        if (c->ways == 2 && grads[0] && grads[1] && gains[0] && gains[1]) {
+            NAME(gather_both)(grads[0], grads[1], h, gains[0], gains[1], sums, step, d, n);
             fresh = 0;
         } else for (int64_t k = 0; k < c->ways; k++) {
-            if (!c->grads[k]) continue;
-            const REAL *grad = (const REAL *)c->grads[k] + row * n;
-            NAME(gather)(grad, h, c->gains[k], fresh, sums + 2 * k * step,
+            if (!grads[k]) continue;
+            NAME(gather)(grads[k], h, gains[k], fresh, sums + 2 * k * step,
                          sums + (2 * k + 1) * step, d, n);
             fresh = 0;
         }
         NAME(through)(d, h, by, c->norm == LAYER_NORM, dx, n);
+        END(c->dx, row * n, dx);
         if ((row - first) % FLUSH == FLUSH - 1 || row == last - 1)
             for (int64_t k = 0; k < c->ways * 2; k++) NAME(flush)(sums + k * step, totals + k * n, n);
     }
@@ -55,3 +84,10 @@ void NAME(norms_backward)(const struct call *c) {
         NAME(backward_rows)(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads,
                             c->totals + i * c->ways * 2 * c->width);
 }
+
+#undef READ
+#undef BEGIN
+#undef END
+#undef HALF
+#undef REAL
+#undef NAME

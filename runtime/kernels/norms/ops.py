@@ -1,6 +1,7 @@
-"""Norms in one pass over memory each way: rms_norm, and two of one input.
+"""Norms in one pass over memory each way: rms_norm, two of one input, layer_norm in bfloat16.
 
-One layer_norm alone was tried in the same way and gained nothing.
+In float32 one layer_norm alone gained nothing: torch's takes one pass, too. In bfloat16, 788 x 768,
+it takes 0.093 ms instead of 0.146, rms_norm 0.135 instead of 0.50.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.kernel import Kernel
-from multiway.runtime.kernels.native.calls import SUFFIX
 from multiway.runtime.kernels.norms import compiled
 from multiway.runtime.kernels.norms.compiled import Plan
 
 # Numbers in x: below, a function of our own costs more than it saves (20 us and more).
 FEWEST_OF_ONE = 1 << 15
+FEWEST_OF_LAYER_NORM = 1 << 17
 FEWEST = 1 << 18
 
 
@@ -32,6 +33,13 @@ def rms_norm(
     A second backward pass through the C kernel raises RuntimeError, here and below.
     """
     return _norms(x, [weight], [bias], Plan(ways=1, norm="rms_norm", eps=eps))[0]
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float
+) -> Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias: x [*, D], weight and bias [D]."""
+    return _norms(x, [weight], [bias], Plan(ways=1, norm="layer_norm", eps=eps))[0]
 
 
 def norm_pair(
@@ -104,7 +112,7 @@ def _refusal(x: Tensor, fewest: int) -> str | None:
     """torch's own composition is as good where there is no C, and for little to do."""
     if x.device.type != "cpu":
         return f"x is on {x.device.type}"
-    if x.dtype not in SUFFIX:
+    if x.dtype not in compiled.TYPES:
         return f"x is {x.dtype}"
     if x.numel() < fewest:
         return f"x is small: {x.numel()} numbers"
@@ -113,6 +121,12 @@ def _refusal(x: Tensor, fewest: int) -> str | None:
 
 def _refuses_one(x: Tensor, *_: Any, **__: Any) -> str | None:
     return _refusal(x, FEWEST_OF_ONE)
+
+
+def _refuses_layer_norm(x: Tensor, *_: Any, **__: Any) -> str | None:
+    if x.dtype != torch.bfloat16:
+        return f"x is {x.dtype}: torch's own takes one pass, too"
+    return _refusal(x, FEWEST_OF_LAYER_NORM)
 
 
 def _refuses(x: Tensor, *_: Any, **__: Any) -> str | None:
@@ -125,6 +139,12 @@ KERNELS = [
         run=rms_norm,
         refuses=_refuses_one,
         doc="root mean square norm in one pass of C",
+    ),
+    Kernel(
+        op="layer_norm",
+        run=layer_norm,
+        refuses=_refuses_layer_norm,
+        doc="layer norm in bfloat16 in one pass of C",
     ),
     Kernel(
         op="norm_pair",
