@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 
 from torch import fx
 
+from multiway.compiler.generated import plain_code
+
 _HEADER = '''"""{name}, head {head}: written by multiway {version}.
 
 Every class is one program or one block of it; names are paths of the spec. The calls are the
@@ -60,7 +62,7 @@ def listing(programs: Mapping[str, fx.GraphModule], *, name: str, head: str, ver
     for program, module in programs.items():
         table[program] = {}
         for path, part in [*_blocks(module), ("", module)]:
-            code = readable(part.code)
+            code = readable(part)
             if code not in classes:
                 classes[code] = _class_name(program, path)
                 text += f"\nclass {classes[code]}(nn.Module):\n{_indent(code)}\n\n"
@@ -74,9 +76,9 @@ def _blocks(module: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
             yield path, child
 
 
-def readable(code: str) -> str:
-    """Code of an fx graph without the lines' `x = None` tails, calling `ops.linear` and so on."""
-    code = re.sub(r";  (\w+ = )+None(?=$|\n)", "", code)
+def readable(module: fx.GraphModule) -> str:
+    """Its code without the lines' `x = None` tails, calling `ops.linear` and so on."""
+    code = re.sub(r";  (\w+ = )+None(?=$|\n)", "", plain_code(module.graph))
     code = code.replace("multiway_kernels_", "kernels.")
     return code.replace("multiway_ops_", "ops.").strip()
 

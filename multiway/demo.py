@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.rule import Rule
 from rich.syntax import Syntax
+from torch import fx
 
 import multiway as mw
 from multiway.catalogue import limits
@@ -124,7 +125,8 @@ def block_code(model: mw.Model) -> str:
     from multiway.compiler.listing import readable
 
     block = model.programs["forward"].get_submodule("blocks.1")
-    return readable(str(block.code))
+    assert isinstance(block, fx.GraphModule)
+    return readable(block)
 
 
 def mistake(path: Path) -> None:

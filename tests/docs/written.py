@@ -238,7 +238,7 @@ def print_code(file: Path, program: str, block: str = "") -> str:
     from multiway.compiler.listing import readable
 
     module = mw.compile(spec_of(file), fuse=False).programs[program].get_submodule(block)
-    return readable(str(module.code))
+    return readable(module)
 
 
 def print_block(file: Path, name: str, head: str, block: str, stage: str) -> str:
@@ -256,7 +256,7 @@ def print_fused(file: Path, name: str, head: str, block: str) -> str:
 
     model = mw.compile(name, head=head, device="meta")
     module = next(iter(model.programs.values())).get_submodule(block)
-    return readable(str(module.code))
+    return readable(module)
 
 
 def print_passes(file: Path) -> str:

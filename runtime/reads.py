@@ -1,0 +1,64 @@
+"""Reads all parameters of a block in one go: the first line of generated code.
+
+`self.attention.query.weight` searches up to four dictionaries at each of its dots, by Python code.
+Between calls that fill the caches that takes 8 us a parameter: 1 to 2.5 % of BEiT-3 base in
+bfloat16, 5 to 7 % of a decoding step of 24 layers. Here the dictionaries are found once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_KEPT = "_reads"  # in the __dict__ of a module
+
+
+def parameters(module: nn.Module, paths: Sequence[str]) -> Sequence[Tensor]:
+    """The attributes of a module at dotted paths: parameters and buffers.
+
+    They are what attribute access gives, also after a parameter or a module on the way has been
+    replaced. Raises AttributeError where there is none.
+    """
+    if torch.compiler.is_compiling():  # a compiler follows attributes and guards them
+        return [_attribute(module, path) for path in paths]
+    kept: _Reads | None = module.__dict__.get(_KEPT)
+    if kept is None or kept.paths is not paths or not kept.hold(module):
+        kept = module.__dict__[_KEPT] = _Reads(module, paths)
+    try:
+        return [among[name] for among, name in kept.places]
+    except KeyError:  # no longer a parameter: parametrised, or a plain attribute
+        return [attrgetter(path)(module) for path in paths]
+
+
+def _attribute(module: Any, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
+
+
+class _Reads:
+    """The dictionaries in which the last names of paths are found, and the way there."""
+
+    def __init__(self, module: nn.Module, paths: Sequence[str]) -> None:
+        self.paths, self.root = paths, module._modules
+        steps: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
+        self.places: list[tuple[Mapping[str, Any], str]] = []
+        for path in paths:
+            *parents, last = path.split(".")
+            at: Any = module
+            for name in parents:
+                child = getattr(at, name)
+                steps[id(at), name] = (at._modules, name, child)
+                at = child
+            self.places.append((at._parameters if last in at._parameters else at._buffers, last))
+        self.steps = list(steps.values())
+
+    def hold(self, module: nn.Module) -> bool:
+        """Whether the same modules are still on the way."""
+        if self.root is not module._modules:
+            return False
+        return all(among.get(name) is child for among, name, child in self.steps)
