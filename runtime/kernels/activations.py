@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from multiway.runtime.kernels import native
+from multiway.runtime.kernels.kernel import traced
 from multiway.runtime.kernels.norms import gelu
 from multiway.runtime.kernels.norms.gelu import Plan
 
@@ -33,17 +34,19 @@ def activate(x: Tensor, kind: str) -> Tensor:
     gelu of many float32 on the CPU is a pass of C: 4096 x 512 forward and backward take 1.3 ms
     instead of 1.6 (torch 2.13, 2 cores). Its second backward pass raises RuntimeError.
     """
-    if kind == "gelu" and x.numel() >= FEWEST and gelu_in_c(x):
+    if kind == "gelu" and _gelu_in_c(x):
         y: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
         return y
     return _FUNCTIONS[kind](x)
 
 
-def gelu_in_c(x: Tensor) -> bool:
-    """Whether there is a gelu of x [*, F] in C: for float32 on the CPU."""
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32:
+def _gelu_in_c(x: Tensor) -> bool:
+    """Whether to compute gelu of x [*, F] in C: for float32 on the CPU. While a program is traced
+    no size is looked at: the trace would hold for such sizes only.
+    """
+    if traced() or x.device.type != "cpu" or x.dtype != torch.float32:
         return False
-    return x.shape[-1] <= gelu.WIDEST and native.refused("gelu") is None
+    return x.numel() >= FEWEST and x.shape[-1] <= gelu.WIDEST and native.refused("gelu") is None
 
 
 class _Gelu(torch.autograd.Function):
