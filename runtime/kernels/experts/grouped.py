@@ -46,7 +46,7 @@ def grouped_outer(grad: Tensor, rows: Tensor, ends: Tensor) -> Tensor:
         return found
     sizes = _sizes(ends)
     used = sum(sizes)
-    return _outer(grad[:used], rows[:used], sizes)
+    return outer_by_size(grad[:used], rows[:used], sizes)
 
 
 def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
@@ -54,12 +54,10 @@ def _products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
     if _fits(rows, matrices, ends):
         found: Tensor = torch.nn.functional.grouped_mm(rows, matrices, offs=ends)
         return found
-    made = rows.new_empty(rows.shape[0], matrices.shape[-1])
     sizes = _sizes(ends)
-    used = sum(sizes)
-    _one_by_one(rows[:used], matrices, sizes, made[:used])
-    made[used:] = 0
-    return made
+    behind = rows.shape[0] - sum(sizes)
+    made = products_by_size(rows[: rows.shape[0] - behind], matrices, sizes)
+    return torch.nn.functional.pad(made, (0, 0, 0, behind)) if behind else made
 
 
 def _sizes(ends: Tensor) -> list[int]:
@@ -68,15 +66,24 @@ def _sizes(ends: Tensor) -> list[int]:
     return found
 
 
-def _one_by_one(rows: Tensor, matrices: Tensor, sizes: list[int], made: Tensor) -> Tensor:
-    """[R, D], [X, D, F], rows of each group -> made [R, F]."""
+def products_by_size(
+    rows: Tensor, matrices: Tensor, sizes: list[int], add_to: Tensor | None = None
+) -> Tensor:
+    """Rows [R, D], of each group so many as `sizes` says, times its matrix of [X, D, F] -> [R, F].
+
+    add_to: what the products are added to, in place.
+    """
+    made = rows.new_empty(rows.shape[0], matrices.shape[-1]) if add_to is None else add_to
     parts = torch.split(rows, sizes), matrices.unbind(), torch.split(made, sizes)
     for each, matrix, out in zip(*parts, strict=True):
-        torch.mm(each, matrix, out=out)
+        if add_to is None:
+            torch.mm(each, matrix, out=out)
+        else:
+            out.addmm_(each, matrix)
     return made
 
 
-def _outer(grad: Tensor, rows: Tensor, sizes: list[int]) -> Tensor:
+def outer_by_size(grad: Tensor, rows: Tensor, sizes: list[int]) -> Tensor:
     """[R, F], [R, D], rows of each group -> [X, F, D]."""
     made = grad.new_empty(len(sizes), grad.shape[1], rows.shape[1])
     parts = torch.split(grad, sizes), torch.split(rows, sizes), made.unbind()
@@ -142,7 +149,7 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, weight: Tensor, sizes: list[int]) -> Tensor:
         ctx.save_for_backward(rows, weight)
         ctx.sizes = sizes
-        return _one_by_one(rows, weight.mT, sizes, rows.new_empty(rows.shape[0], weight.shape[1]))
+        return products_by_size(rows, weight.mT, sizes)
 
     @staticmethod
     @once_differentiable
@@ -150,7 +157,5 @@ class _Grouped(torch.autograd.Function):
         rows, weight = ctx.saved_tensors
         grad = grad.contiguous()
         needs_rows, needs_weight, _ = ctx.needs_input_grad
-        of_rows = None
-        if needs_rows:
-            of_rows = _one_by_one(grad, weight, ctx.sizes, torch.empty_like(rows))
-        return of_rows, _outer(grad, rows, ctx.sizes) if needs_weight else None, None
+        of_rows = products_by_size(grad, weight, ctx.sizes) if needs_rows else None
+        return of_rows, outer_by_size(grad, rows, ctx.sizes) if needs_weight else None, None
