@@ -201,7 +201,7 @@ PIPELINE: tuple[Pass, ...] = (
     # Behind the plan, which takes linears for its own fusion. It keeps as many bytes or fewer.
     Pass(
         name="fuse_activations",
-        does="gelu of a linear and the norm behind it in one pass over the product",
+        does="gelu of a linear and the norm behind it, and gates with what they gate, in one pass",
         numerics="rounding",
         run=fusing("fuse_activations"),
     ),

@@ -12,7 +12,9 @@ def jitter(x: Any, *, eps: float) -> Any:
 
     if not torch.is_grad_enabled():
         return x
-    return x * torch.empty_like(x).uniform_(1 - eps, 1 + eps)
+    # Laid out in order, so that the same numbers are drawn however x lies in memory.
+    noise = torch.empty_like(x, memory_format=torch.contiguous_format)
+    return x * noise.uniform_(1 - eps, 1 + eps)
 
 
 OP = Op(

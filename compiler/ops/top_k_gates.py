@@ -30,7 +30,9 @@ def top_k_gates(
     ranked = scores if bias is None else scores + wide(bias)
 
     def best(of: Any, count: int) -> Any:
-        return torch.zeros_like(of, dtype=torch.bool).scatter(-1, of.topk(count).indices, True)
+        # Sorted, because what topk takes of equal scores differs from device to device.
+        order = of.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+        return torch.zeros_like(of, dtype=torch.bool).scatter(-1, order, True)
 
     if groups > 1:
         each = ranked.unflatten(-1, (groups, -1))
@@ -56,9 +58,10 @@ OP = Op(
     reference=top_k_gates,
     doc=(
         "Scores are the softmax over experts, or a sigmoid of each. The k experts with the largest "
-        "scores are chosen: scores plus `bias`, of the `kept` best of `groups` of neighbours. A "
-        "gate is the score of a chosen expert (never its bias), 0 for the others, divided by their "
-        "sum if normalised, times `scale`. In at least float32, cast back."
+        "scores are chosen, of equal ones the first: scores plus `bias`, of the `kept` best of "
+        "`groups` of neighbours. A gate is the score of a chosen expert (never its bias), 0 for "
+        "the others, divided by their sum if normalised, times `scale`. In at least float32, cast "
+        "back."
     ),
     attrs={
         "k": Attr("experts of a token"),

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multiway.runtime.kernels import gated, native
+from multiway.runtime.kernels import native
 from multiway.runtime.kernels.experts.dispatch import Dispatch
 from multiway.runtime.kernels.experts.grouped import outer_by_size, products_by_size
+from multiway.runtime.kernels.gated import compiled
 from multiway.runtime.kernels.kernel import traced
 from multiway.runtime.kernels.native.calls import alike
 
 
 def takes(kind: str, plan: Dispatch, *tensors: Tensor) -> bool:
     """Whether an expert's part of these, act(gate x) * (up x), is computed here."""
-    if kind not in gated.KINDS or plan.by_token is None or traced():
+    if kind not in compiled.KINDS or plan.by_token is None or traced():
         return False
     return (
         tensors[0].dtype == torch.float32
@@ -59,10 +60,10 @@ class _Gated(torch.autograd.Function):
     ) -> Tensor:
         assert plan.by_token is not None and isinstance(plan.groups, list)
         rows = x.index_select(0, plan.tokens)
-        halves = [products_by_size(rows, each.mT, plan.groups) for each in (up, gate)]
-        hidden = gated.forward(kind, *halves, weights)
+        inner, gating = (products_by_size(rows, each.mT, plan.groups) for each in (up, gate))
+        hidden = compiled.forward(kind, inner, gating, weights)
         ctx.plan, ctx.kind = plan, kind
-        ctx.save_for_backward(rows, weights, *halves, up, gate, down)
+        ctx.save_for_backward(rows, weights, inner, gating, up, gate, down)
         return plan.by_token.sums(products_by_size(hidden, down.mT, plan.groups))
 
     @staticmethod
@@ -72,17 +73,21 @@ class _Gated(torch.autograd.Function):
         need_x, need_weights, *needs = ctx.needs_input_grad[2:]
         sizes = ctx.plan.groups
         given = grad.index_select(0, ctx.plan.tokens)
-        found = gated.backward(
-            ctx.kind, inner, gating, weights, products_by_size(given, down, sizes)
+        of_hidden = products_by_size(given, down, sizes)
+        found = compiled.backward(
+            ctx.kind, inner, gating, weights, of_hidden, again=needs[2], own=True
         )
         of_x = None
         if need_x:
             of_rows = products_by_size(found.x, up, sizes)
             products_by_size(found.gate, gate, sizes, add_to=of_rows)
             of_x = ctx.plan.by_token.sums(of_rows)
-        pairs = ((found.x, rows), (found.gate, rows), (given, found.y))
         of_matrices = [
-            outer_by_size(*pair, sizes) if need else None
-            for pair, need in zip(pairs, needs, strict=True)
+            outer_by_size(of_products, factor, sizes) if factor is not None and needed else None
+            for of_products, factor, needed in (
+                (found.x, rows, needs[0]),
+                (found.gate, rows, needs[1]),
+                (given, found.y, needs[2]),
+            )
         ]
         return None, None, of_x, found.weights if need_weights else None, *of_matrices

@@ -51,10 +51,10 @@ def routed_ffn(
     """
     flat, scores = x.flatten(0, -2), gates.flatten(0, -2)
     plan = dispatch(scores, most)
-    if gate is not None and not norm and up_bias is None and gate_bias is None:
-        if gated.takes(kind, plan, flat, scores, up, gate, down):
-            y = gated.gated_ffn(flat, plan, up, gate, down, kind=kind)
-            return _shaped(y if down_bias is None else y + scores @ down_bias, x)
+    bare = not norm and up_bias is None and gate_bias is None
+    if gate is not None and bare and gated.takes(kind, plan, flat, scores, up, gate, down):
+        y = gated.gated_ffn(flat, plan, up, gate, down, kind=kind)
+        return _shaped(y if down_bias is None else y + scores @ down_bias, x)
     rows = plan.rows(flat)
     inner = _linear(rows, up, up_bias, plan)
     if gate is None:

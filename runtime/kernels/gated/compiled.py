@@ -26,12 +26,12 @@ class _Call(ctypes.Structure):
 
 @dataclass(frozen=True, kw_only=True)
 class Back:
-    """y once more, and gradients of x, gate and the weights (None where there are none)."""
+    """Gradients of x, gate and the weights if there are any; the result, if wanted once more."""
 
-    y: Tensor
     x: Tensor
     gate: Tensor
-    weights: Tensor | None
+    y: Tensor | None = None
+    weights: Tensor | None = None
 
 
 def forward(kind: str, x: Tensor, gate: Tensor, weights: Tensor | None) -> Tensor:
@@ -43,19 +43,29 @@ def forward(kind: str, x: Tensor, gate: Tensor, weights: Tensor | None) -> Tenso
     return y
 
 
-def backward(kind: str, x: Tensor, gate: Tensor, weights: Tensor | None, grad: Tensor) -> Back:
-    """From the gradient of the result, which is overwritten."""
+def backward(
+    kind: str,
+    x: Tensor,
+    gate: Tensor,
+    weights: Tensor | None,
+    grad: Tensor,
+    *,
+    again: bool,
+    own: bool = False,
+) -> Back:
+    """Gradients from that of the result. again: make the result, too. own: grad may be changed."""
     assert grad.is_contiguous() and grad.dtype == x.dtype and grad.shape == x.shape
     found = Back(
-        y=torch.empty_like(x),
-        x=grad,
+        x=grad if own else torch.empty_like(x),
         gate=torch.empty_like(x),
+        y=torch.empty_like(x) if again else None,
         weights=None if weights is None else torch.empty_like(weights),
     )
     call = _call(kind, x, gate, weights)
-    call.grad, call.y = grad.data_ptr(), found.y.data_ptr()
-    call.dx, call.dgate = grad.data_ptr(), found.gate.data_ptr()
-    call.dweights = None if found.weights is None else found.weights.data_ptr()
+    call.grad, call.dx, call.dgate = (e.data_ptr() for e in (grad, found.x, found.gate))
+    call.y, call.dweights = (
+        None if each is None else each.data_ptr() for each in (found.y, found.weights)
+    )
     _run("gated_backward", call)
     return found
 

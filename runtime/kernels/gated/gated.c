@@ -29,7 +29,7 @@ INLINE float active(int kind, float x) { return x * (kind == SILU ? sigmoid(x) :
 INLINE void forward_row(const int kind, const float *x, const float *gate, float weight, float *y,
                         int64_t n) {
 #pragma omp simd
-    for (int64_t j = 0; j < n; j++) y[j] = weight * active(kind, gate[j]) * x[j];
+    for (int64_t j = 0; j < n; j++) y[j] = weight * (active(kind, gate[j]) * x[j]);
 }
 
 /* The gradient of the weight. */

@@ -94,7 +94,7 @@ def _gates_call(plan: Plan, scores: Tensor, found: Tensor) -> _Gates:
 def statistics(
     score: str, found: Tensor, logits: Tensor, wanted: Tensor | None, padding: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The six numbers of router_statistics, from gates, logits, wanted [B, T, X], padding [B, T]."""
+    """router_statistics: found (gates), logits, wanted [B, T, X]; padding [B, T] -> six tensors."""
     given = [each.contiguous() for each in (found, logits)]
     rest = [None if each is None else each.contiguous() for each in (wanted, padding)]
     call = _statistics_call(score, given[1], rest[1])

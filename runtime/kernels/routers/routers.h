@@ -25,7 +25,7 @@ static void NAME(scores_of)(int64_t score, const REAL *x, REAL *s, int64_t n) {
     for (int64_t i = 0; i < n; i++) s[i] *= by;
 }
 
-/* Marks the `most` largest of n numbers; of equal ones the first. */
+/* Marks the `most` largest of n numbers; of equal ones the first. What is no number is the largest. */
 static void NAME(choose)(const REAL *from, const REAL *bias, int64_t n, int64_t most, uint8_t *chosen) {
     memset(chosen, 0, n);
     for (int64_t k = 0; k < most; k++) {
@@ -33,7 +33,7 @@ static void NAME(choose)(const REAL *from, const REAL *bias, int64_t n, int64_t 
         REAL worth = 0;
         for (int64_t i = 0; i < n; i++) {
             const REAL x = bias ? from[i] + bias[i] : from[i];
-            if (!chosen[i] && (best < 0 || x > worth)) best = i, worth = x;
+            if (!chosen[i] && (best < 0 || x > worth || (x != x && worth == worth))) best = i, worth = x;
         }
         chosen[best] = 1;
     }
