@@ -8,7 +8,9 @@ import pytest
 import torch
 from comparing import check, draw
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from multiway.compiler.dispatch import fast
 from multiway.compiler.ops.layer_norm import layer_norm
 from multiway.compiler.ops.rms_norm import rms_norm
 from multiway.runtime.kernels import kernels, native
@@ -117,3 +119,19 @@ def test_bfloat16_is_float32_rounded_once(norm: str, width: int) -> None:
 
     for found, exact in zip(results(torch.bfloat16), results(torch.float32), strict=True):
         assert torch.equal(found, exact.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_transforms_and_forward_mode_get_torchs_operators(norm: str, dtype: torch.dtype) -> None:
+    x, direction = (draw(4, 300, 128, dtype=dtype, seed=s) for s in (0, 1))
+    ours, reference = partial(fast(norm), eps=1e-5), partial(NORMS[norm], eps=1e-5)
+    for transform in (torch.func.vmap, lambda f: torch.func.grad(lambda t: f(t).square().sum())):
+        torch.testing.assert_close(transform(ours)(x), transform(reference)(x))
+    tangents = []
+    for function in (ours, reference):
+        with forward_ad.dual_level():
+            y = function(forward_ad.make_dual(x, direction))
+            tangents.append(forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(*tangents)
+    assert tangents[0].any()
