@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 import torch
 from torch import fx, nn
@@ -87,12 +88,13 @@ def pack(graph: LayerGraph, containers: nn.Module) -> None:
     for record in graph:
         roles = grouped(record.params) if record.op == "packed_linear" else {}
         found = {
-            role: [containers.get_parameter(path) for path in paths]
-            for role, paths in roles.items()
+            role: [attrgetter(path)(containers) for path in paths] for role, paths in roles.items()
         }
         if not found or not gains_from_adjacency(found.get("weights", [])):
             continue
         for group in found.values():
+            if not all(type(p) is nn.Parameter for p in group):
+                continue  # a call with other parameters made the program
             alone = all(p.untyped_storage().nbytes() == p.nbytes for p in group)
             if alone and len({p.dtype for p in group}) == 1 and not group[0].is_meta:
                 adjoin(group)

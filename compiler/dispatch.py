@@ -17,13 +17,14 @@ def fast(name: str) -> Callable[..., Any]:
     import torch
 
     from multiway.runtime.kernels import kernels
+    from multiway.runtime.kernels.kernel import transforms
 
     op, kernel = registry()[name], kernels().get(name)
     if kernel is None:
         return op.reference
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting() and not kernel.portable:
+        if transforms() or (torch.compiler.is_exporting() and not kernel.portable):
             return op.reference(*args, **kwargs)
         if kernel.refuses(*args, **kwargs) is not None:
             return op.reference(*args, **kwargs)

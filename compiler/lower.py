@@ -139,7 +139,8 @@ class _Lowering:
         roots |= self.folded(self.root)
         module = _module(self.root.fx, {**roots, **self.blocks}, self.graph.name)
         if self.recipes:
-            module.register_forward_pre_hook(Folded(list(self.recipes.values()), self.groups()))
+            recipes = list(self.recipes.values())
+            module.register_forward_pre_hook(Folded(recipes, self.groups(), self.containers))
         return module
 
     def folded(self, scope: _Scope) -> dict[str, nn.Module]:
@@ -153,10 +154,7 @@ class _Lowering:
                 module=module,
                 name=name,
                 function=registry()[record.op].reference,
-                parameters={
-                    role: self.containers.get_parameter(path)
-                    for role, path in record.params.items()
-                },
+                parameters=record.params,
             )
         return {"folded": module}
 

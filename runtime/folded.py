@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from multiway.runtime.kernels.kernel import transforms
+from multiway.runtime.reads import Reads
+
+State = list[tuple[weakref.ref[Tensor], int, int]]
+"""Tensors, where they lie, and how often they have been written to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,33 +23,44 @@ class Recipe:
 
     module: nn.Module
     name: str
-    function: Callable[..., torch.Tensor]
-    parameters: Mapping[str, nn.Parameter]
+    function: Callable[..., Tensor]
+    parameters: Mapping[str, str]  # role to spec path
 
 
 class Folded:
-    """Makes buffers by their recipes, and makes them again when a parameter has changed.
+    """Makes buffers by their recipes, and makes them again when a parameter has changed: written
+    to, replaced, or another one for a call (`torch.func.functional_call`).
 
     groups: recipes whose tensors are to lie one behind the other in memory, by index, so that
     several linears run as one matrix product without a copy.
+    containers: the module that holds the parameters under their spec paths.
     """
 
-    def __init__(self, recipes: Sequence[Recipe], groups: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, recipes: Sequence[Recipe], groups: Sequence[Sequence[int]], containers: nn.Module
+    ) -> None:
         self.recipes, self.groups = list(recipes), [list(group) for group in groups]
-        self._made_from: list[tuple[int, int]] = []
+        self.containers = containers
+        paths = (path for each in self.recipes for path in each.parameters.values())
+        self._reads = Reads(list(dict.fromkeys(paths)))
+        self._made_from: State | None = None
 
     def __call__(self, *_: Any) -> None:
         """Brings the buffers up to date: a hook in front of the program's forward."""
-        state = [
-            (p.data_ptr(), p._version) for each in self.recipes for p in each.parameters.values()
-        ]
-        if state != self._made_from:
-            self._make()
-            self._made_from = state
+        found = self._reads.of(self.containers)
+        if self._made_from is None or not _same(self._made_from, found):
+            self._make(dict(zip(self._reads.paths, found, strict=True)))
+            # What takes part in differentiation is made for this call alone.
+            followed = transforms() or (
+                torch.is_grad_enabled() and any(x.requires_grad for x in found)
+            )
+            self._made_from = None if followed else [_mark(each) for each in found]
 
-    @torch.no_grad()
-    def _make(self) -> None:
-        made = [each.function(**each.parameters) for each in self.recipes]
+    def _make(self, parameters: Mapping[str, Tensor]) -> None:
+        made = [
+            each.function(**{role: parameters[path] for role, path in each.parameters.items()})
+            for each in self.recipes
+        ]
         for group in self.groups:
             joined = torch.cat([made[i] for i in group])
             parts = torch.split(joined, [len(made[i]) for i in group])
@@ -50,3 +68,25 @@ class Folded:
                 made[i] = part
         for each, tensor in zip(self.recipes, made, strict=True):
             setattr(each.module, each.name, tensor)
+
+
+def _mark(x: Tensor) -> tuple[weakref.ref[Tensor], int, int]:
+    return weakref.ref(x), x.data_ptr(), _version(x)
+
+
+def _same(state: State, found: Sequence[Tensor]) -> bool:
+    """Whether nothing has changed. Another tensor may lie where one was that is gone."""
+    if transforms():
+        return False
+    return all(
+        ref() is x and place == x.data_ptr() and version == _version(x)
+        for (ref, place, version), x in zip(state, found, strict=True)
+    )
+
+
+def _version(x: Tensor) -> int:
+    """How often x has been written to. Of tensors of inference mode nobody counts that."""
+    try:
+        return x._version
+    except RuntimeError:
+        return -1

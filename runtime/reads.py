@@ -25,13 +25,10 @@ def parameters(module: nn.Module, paths: Sequence[str]) -> Sequence[Tensor]:
     """
     if torch.compiler.is_compiling():  # a compiler follows attributes and guards them
         return [_attribute(module, path) for path in paths]
-    kept: _Reads | None = module.__dict__.get(_KEPT)
-    if kept is None or kept.paths is not paths or not kept.hold(module):
-        kept = module.__dict__[_KEPT] = _Reads(module, paths)
-    try:
-        return [among[name] for among, name in kept.places]
-    except KeyError:  # no longer a parameter: parametrised, or a plain attribute
-        return [attrgetter(path)(module) for path in paths]
+    kept: Reads | None = module.__dict__.get(_KEPT)
+    if kept is None or kept.paths is not paths:
+        kept = module.__dict__[_KEPT] = Reads(paths)
+    return kept.of(module)
 
 
 def _attribute(module: Any, path: str) -> Any:
@@ -40,14 +37,30 @@ def _attribute(module: Any, path: str) -> Any:
     return module
 
 
-class _Reads:
-    """The dictionaries in which the last names of paths are found, and the way there."""
+class Reads:
+    """The attributes of a module at dotted paths: the dictionaries in which the last names of the
+    paths are found, and the way there.
+    """
 
-    def __init__(self, module: nn.Module, paths: Sequence[str]) -> None:
-        self.paths, self.root = paths, module._modules
-        steps: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
+    def __init__(self, paths: Sequence[str]) -> None:
+        self.paths = paths
+        self.root: Mapping[str, Any] | None = None
         self.places: list[tuple[Mapping[str, Any], str]] = []
-        for path in paths:
+        self.steps: list[tuple[Mapping[str, Any], str, Any]] = []
+
+    def of(self, module: nn.Module) -> list[Tensor]:
+        """What `parameters` gives."""
+        if not self._hold(module):
+            self._find(module)
+        try:
+            return [among[name] for among, name in self.places]
+        except KeyError:  # no longer a parameter: parametrised, or a plain attribute
+            return [attrgetter(path)(module) for path in self.paths]
+
+    def _find(self, module: nn.Module) -> None:
+        steps: dict[tuple[int, str], tuple[Mapping[str, Any], str, Any]] = {}
+        self.root, self.places = module._modules, []
+        for path in self.paths:
             *parents, last = path.split(".")
             at: Any = module
             for name in parents:
@@ -57,7 +70,7 @@ class _Reads:
             self.places.append((at._parameters if last in at._parameters else at._buffers, last))
         self.steps = list(steps.values())
 
-    def hold(self, module: nn.Module) -> bool:
+    def _hold(self, module: nn.Module) -> bool:
         """Whether the same modules are still on the way."""
         if self.root is not module._modules:
             return False

@@ -21,6 +21,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
+from multiway.runtime.kernels.kernel import transforms
+
 Values = dict[fx.Node, Any]
 Layout = tuple[tuple[int, ...], tuple[int, ...], int]
 """Sizes, strides, offset."""
@@ -30,7 +32,8 @@ def recompute(module: fx.GraphModule, again: Collection[str]) -> None:
     """Lets a block keep no more for backward than what the calls named in `again` start from.
 
     again: names of fx nodes. No call may draw random numbers. Under torch.compile and torch.export
-    the whole block is one checkpoint.
+    the whole block is one checkpoint. Under torch.func and in forward mode everything is kept:
+    torch gives no say there in what is saved.
     """
     run = _Recomputed(module, again)
 
@@ -61,7 +64,7 @@ class _Recomputed:
             self.done.setdefault(node, []).append(each)
 
     def __call__(self, *args: Any) -> Any:
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or transforms():
             return self.run(*args)
         if torch.compiler.is_compiling():
             return checkpoint(self.run, *args, use_reentrant=False, preserve_rng_state=False)

@@ -20,7 +20,8 @@ _modes: Callable[[], int] = getattr(torch._C, "_len_torch_dispatch_stack", lambd
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """A way to compute an op. `run` takes and returns what the op's reference does.
+    """A way to compute an op. `run` takes and returns what the op's reference does, and is never
+    called while `transforms()` holds.
 
     refuses: takes the same arguments; why this call cannot be taken, or None. It looks at devices,
     types and sizes only, and is cheap: it runs before every call.
@@ -45,8 +46,8 @@ def traced() -> bool:
 
 
 def transforms() -> bool:
-    """Whether torch.func or forward-mode differentiation looks into operators, which have no rule
-    for it where they are our own: tangents would be dropped without a word.
+    """Whether torch.func or forward-mode differentiation looks into operators. Our own, and torch's
+    attention on the CPU, have no rules for it: tangents would be dropped, or calls fail.
     """
     if torch.compiler.is_compiling():
         return False

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.kernel import Kernel, autocasts, transforms
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 from multiway.runtime.kernels.native.calls import alike
 from multiway.runtime.kernels.norms import gelu
 from multiway.runtime.kernels.norms.gelu import Plan
@@ -100,8 +100,6 @@ def _refuses(
 ) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler fuses the activation itself"
-    if transforms():
-        return "a transform needs torch's own operators"
     if kind != "gelu":
         return f"activation {kind}"
     if not norm and (gain is not None or shift is not None):

@@ -89,11 +89,3 @@ def test_what_is_refused() -> None:
     assert kernel.refuses(*[each.detach().to("meta") for each in large]) == "a is on meta"
     with native.disabled():
         assert kernel.refuses(*large) == "C kernels are switched off"
-
-
-def test_forward_mode_gets_torchs_operators() -> None:
-    (kernel,) = KERNELS
-    a, b, balance = (each.detach() for each in given(FEWEST))
-    with torch.autograd.forward_ad.dual_level():
-        assert kernel.refuses(a, b, balance) == "a transform needs torch's own operators"
-    assert kernel.refuses(a, b, balance) is None or native.library("balance") is None

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from multiway.compiler.dispatch import fast
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.attention import attention
 from multiway.runtime.kernels.causal import compiled, op, takes
@@ -296,11 +297,12 @@ def test_more_threads_than_key_heads_are_left_to_torch(three_threads: None) -> N
 
 def test_gives_way_to_functional_transforms() -> None:
     x = torch.randn(1, 2, 20, 16, dtype=torch.float64)
-    found = torch.func.grad(lambda y: attention(y, y, y, causal=True).square().sum())(x)
+    fused = fast("attention")
+    found = torch.func.grad(lambda y: fused(y, y, y, causal=True).square().sum())(x)
     leaf = x.clone().requires_grad_()
     ours(leaf, leaf, leaf).square().sum().backward()
     torch.testing.assert_close(found, leaf.grad)
-    many = torch.func.vmap(lambda y: attention(y, y, y, causal=True))(x[None].repeat(3, 1, 1, 1, 1))
+    many = torch.func.vmap(lambda y: fused(y, y, y, causal=True))(x[None].repeat(3, 1, 1, 1, 1))
     torch.testing.assert_close(many[2], attention(x, x, x, causal=True))
 
 

@@ -9,11 +9,8 @@ import pytest
 import torch
 from comparing import check, draw
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from multiway.compiler.dispatch import fast
-from multiway.compiler.op import registry
 from multiway.runtime.kernels import kernels, native
 from multiway.runtime.kernels.linear_activation import FEWEST, linear_activation
 from multiway.runtime.kernels.native import calls
@@ -257,17 +254,3 @@ def test_bfloat16_is_no_farther_from_float64_than_torch(norm: str) -> None:
     ours, eager = results(kernel(norm), torch.bfloat16), results(composed, torch.bfloat16)
     for one, other, truth in zip(ours, eager, exact, strict=True):
         assert (one.double() - truth).norm() <= 1.1 * (other.double() - truth).norm()
-
-
-@pytest.mark.parametrize("norm", gelu.NORMS)
-def test_forward_mode_gets_torchs_operators(norm: str) -> None:
-    x, direction = (draw(FEWEST // 64, 48, dtype=torch.float32, seed=s) for s in (0, 1))
-    weight = draw(64, 48, dtype=torch.float32, seed=2)
-    tangents = []
-    for compute in (fast("linear_activation"), registry()["linear_activation"].reference):
-        with forward_ad.dual_level():
-            dual = forward_ad.make_dual(x, direction)
-            y = compute(dual, weight, kind="gelu", norm=norm, eps=1e-5)
-            tangents.append(forward_ad.unpack_dual(y).tangent)
-    torch.testing.assert_close(*tangents)
-    assert tangents[0].any()

@@ -323,15 +323,9 @@ def test_half_precision_runs_in_torchs_operators(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["hc", "mhc"])
-def test_transforms_and_tracing_see_torchs_operators(name: str) -> None:
+def test_tracing_sees_torchs_operators(name: str) -> None:
     given, attrs = values(name, (2, 5, 4, 8), dtype=torch.float64)
     want = REFERENCE(**given, **attrs)
-
-    def of_lanes(lanes: torch.Tensor) -> Any:
-        return fused_lanes(**{**given, "lanes": lanes}, **attrs)
-
-    _, pushed = torch.func.jvp(of_lanes, (given["lanes"],), (given["lanes"],))
-    assert len(pushed) == len(want)
     exported = torch.export.export(Site(given, attrs), (given["lanes"],))
     close(exported.module()(given["lanes"]), want)
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.autograd.forward_ad as forward_ad
 from mixing import (
     Case,
     arguments,
@@ -210,11 +209,6 @@ def test_what_the_kernels_refuse() -> None:
     assert fused(history, weights, [torch.ones(5)], **plan) == "shapes that do not fit"
     assert fused(history, weights, **{**plan, "raw": [2]}) == "shapes that do not fit"
     assert fused(history, weights, **{**plan, "norm": "other"}) == "other: no kernel for this norm"
-    inside = []
-    torch.func.grad(lambda x: inside.append(refuses([x, x], weights)) or x.sum())(history[0])
-    with forward_ad.dual_level():
-        inside.append(refuses(history, weights))
-    assert inside == ["torch.func, or forward mode: no kernel under transforms"] * 2
 
 
 @needs_c

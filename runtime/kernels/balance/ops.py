@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.kernel import Kernel, autocasts, transforms
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 from multiway.runtime.kernels.native.calls import SUFFIX, addressable, threads
 
 FEWEST = 1 << 15  # numbers in a: below, a function of our own costs more than it saves
@@ -76,8 +76,6 @@ def _call(
 
 
 def _refuses(a: Tensor, b: Tensor, balance: Tensor) -> str | None:
-    if transforms():
-        return "a transform needs torch's own operators"
     if a.device.type != "cpu":
         return f"a is on {a.device.type}"
     if autocasts(a) or a.dtype not in SUFFIX:

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.causal import compiled
-from multiway.runtime.kernels.kernel import autocasts, transforms
+from multiway.runtime.kernels.kernel import autocasts
 from multiway.runtime.kernels.native.calls import addressable
 
 WIDEST = 128  # channels of a head up to which it is measured
@@ -31,7 +31,7 @@ def takes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
     """Whether this causal call is computed here: where that is measured to be faster.
 
     As many keys as queries, a mask of keys alone, torch's own tensors of float32 or float64 on the
-    CPU outside of everything that looks into calls (compiling, autocast, functional transforms).
+    CPU, neither compiling nor under autocast.
     """
     if torch.compiler.is_compiling() or not addressable(query, key, value):
         return False
@@ -47,7 +47,7 @@ def takes(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> boo
         return False
     if tracked and batch * key.shape[1] < torch.get_num_threads():
         return False  # the gradients of a key head are not divided
-    if autocasts(query) or transforms():
+    if autocasts(query):
         return False
     return native.library("attend") is not None
 

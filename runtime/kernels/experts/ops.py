@@ -10,7 +10,7 @@ from torch import Tensor
 from multiway.runtime.kernels.activations import activate
 from multiway.runtime.kernels.experts import gated
 from multiway.runtime.kernels.experts.dispatch import Dispatch, dispatch, is_static
-from multiway.runtime.kernels.kernel import Kernel, autocasts, transforms
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 
 def routed_linear(
@@ -99,8 +99,6 @@ def _shaped(y: Tensor, x: Tensor) -> Tensor:
 def _refuses(x: Tensor, gates: Tensor, *_: Any, most: int, **__: Any) -> str | None:
     if autocasts(x):
         return "autocast chooses the types of products"
-    if transforms():
-        return "a transform needs torch's own operators"
     if most == 0 and is_static(gates):
         return "a token may go to any number of experts"
     return None

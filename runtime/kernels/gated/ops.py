@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.gated import compiled
-from multiway.runtime.kernels.kernel import Kernel, transforms
+from multiway.runtime.kernels.kernel import Kernel
 from multiway.runtime.kernels.native.calls import alike
 
 FEWEST = 1 << 15  # numbers in x: below, a function of our own costs more than it saves
@@ -53,8 +53,6 @@ class _Gated(torch.autograd.Function):
 def _refuses(x: Tensor, gate: Tensor, *, kind: str) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler fuses the product itself"
-    if transforms():
-        return "a transform needs torch's own operators"
     if kind not in compiled.KINDS:
         return f"activation {kind}"
     if x.device.type != "cpu":

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels.heads import compiled, plain
-from multiway.runtime.kernels.kernel import Kernel, transforms
+from multiway.runtime.kernels.kernel import Kernel
 
 
 def rotate_heads(
@@ -79,8 +79,6 @@ def _refuses(
 ) -> str | None:
     if _tracked(cos, sin):
         return "cos and sin have gradients"
-    if transforms():
-        return "a transform needs torch's own operators"
     return None
 
 

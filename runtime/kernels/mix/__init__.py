@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import Kernel, traced, transforms
+from multiway.runtime.kernels.kernel import Kernel, traced
 from multiway.runtime.kernels.mix import compiled, op
 from multiway.runtime.kernels.mix.history import History
 from multiway.runtime.kernels.mix.history import append as _append
@@ -94,8 +94,6 @@ def _unknown(x: Tensor) -> str | None:
 def _refuses_append(
     history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: int = 0
 ) -> str | None:
-    if transforms():
-        return "torch.func, or forward mode: no kernel under transforms"
     return _unknown(x)
 
 
@@ -133,8 +131,6 @@ def kernels_refusal(
 
 def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
     """Why no kernel takes a history with other tensors, which are to be of its type, or None."""
-    if transforms():
-        return "torch.func, or forward mode: no kernel under transforms"
     if not history:
         return "no sources"
     first = history[0]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.kernel import Kernel, transforms
+from multiway.runtime.kernels.kernel import Kernel
 from multiway.runtime.kernels.norms import compiled
 from multiway.runtime.kernels.norms.compiled import Plan
 
@@ -110,8 +110,6 @@ class _Norms(torch.autograd.Function):
 
 def _refusal(x: Tensor, fewest: int) -> str | None:
     """torch's own composition is as good where there is no C, and for little to do."""
-    if transforms():
-        return "a transform needs torch's own operators"
     if x.device.type != "cpu":
         return f"x is on {x.device.type}"
     if x.dtype not in compiled.TYPES:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.kernel import Kernel, traced, transforms
+from multiway.runtime.kernels.kernel import Kernel, traced
 from multiway.runtime.kernels.native.calls import addressable
 from multiway.runtime.kernels.routers import compiled
 from multiway.runtime.kernels.routers.compiled import Plan
@@ -109,7 +109,7 @@ class _Statistics(torch.autograd.Function):
 
 
 def _refusal(x: Tensor, *others: Tensor | None) -> str | None:
-    if traced() or transforms():
+    if traced():
         return "what follows the operators is to see torch's"
     if x.device.type != "cpu":
         return f"it is on {x.device.type}"

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.activations import FEWEST, activate
-from multiway.runtime.kernels.kernel import Kernel, autocasts, traced, transforms
+from multiway.runtime.kernels.kernel import Kernel, autocasts, traced
 from multiway.runtime.kernels.native.calls import addressable
 from multiway.runtime.kernels.token_weights import compiled
 
@@ -127,7 +127,7 @@ def _in_c(kind: str, rows: Tensor, *others: Tensor | None) -> bool:
     fits = kind == "gelu" and rows.dtype == torch.float32 and rows.numel() >= FEWEST
     if not fits or not addressable(rows, *others) or not rows.is_contiguous():
         return False
-    return not (traced() or transforms()) and native.library("token_weights") is not None
+    return not traced() and native.library("token_weights") is not None
 
 
 def _refuses(
