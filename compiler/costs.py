@@ -119,8 +119,10 @@ def moved_bytes(graph: LayerGraph, sizes: Mapping[str, int]) -> int:
 
 
 def node_moved_bytes(graph: LayerGraph, record: Record, sizes: Mapping[str, int]) -> int:
-    """Bytes that one node reads and writes, in float32, parameters included."""
-    if record.op in (INPUT, OUTPUT, *VIEWS):
+    """Bytes that one node reads and writes, in float32, parameters included. Nothing for what is
+    made once.
+    """
+    if record.op in (INPUT, OUTPUT, *VIEWS) or registry()[record.op].once:
         return 0
     types = graph.argument_types(record, graph.arguments(record.path)).values()
     return sum(

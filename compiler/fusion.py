@@ -217,6 +217,30 @@ def params_list(role: str, paths: Sequence[str]) -> dict[str, str]:
     return {f"{role}.{i}": path for i, path in enumerate(paths)}
 
 
+def form(graph: LayerGraph, record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What a node reads by name: as parameters, and as values. Weights are values where norms are
+    folded into them.
+    """
+    return tuple(record.params), tuple(sorted(graph.sources(record.path)))
+
+
+def gathered(
+    graph: LayerGraph, records: Sequence[Record], roles: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, Sequence[Value]]]:
+    """Parameters and arguments of a node that takes lists of what nodes of one form read.
+
+    roles: names at those to names of lists, such as weight to weights; those not read are left out.
+    """
+    params: dict[str, str] = {}
+    arguments: dict[str, Sequence[Value]] = {}
+    for role, many in roles.items():
+        if role in records[0].params:
+            params |= params_list(many, [record.params[role] for record in records])
+        elif role in graph.sources(records[0].path):
+            arguments[many] = [graph.sources(record.path)[role] for record in records]
+    return params, arguments
+
+
 def source(graph: LayerGraph, path: str, argument: str) -> Record | None:
     """The node that an argument comes from."""
     found: Any = graph.arguments(path).get(argument)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -98,27 +99,26 @@ def kernel_use(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, dict[st
 
 def _asked(record: Record, types: Mapping[str, Any], sizes: Mapping[str, int]) -> str:
     """What the kernel of an op says to tensors of these types on the CPU in float32."""
-    from torch._subclasses import FakeTensorMode
-
     from multiway.runtime.kernels import kernels
 
-    with FakeTensorMode():
-        given = {name: _fake(kind, sizes) for name, kind in types.items()}
-        return kernels()[record.op].refuses(**given, **record.attrs) or "kernel"
+    given = {name: _stand_in(kind, sizes) for name, kind in types.items()}
+    return kernels()[record.op].refuses(**given, **record.attrs) or "kernel"
 
 
-def _fake(kind: Type | Sequence[Type], sizes: Mapping[str, int]) -> Any:
+def _stand_in(kind: Type | Sequence[Type], sizes: Mapping[str, int]) -> Any:
+    """A tensor of a type, all of whose elements are one: kernels take none that is no true one."""
     import torch
 
     dtypes = {"float": torch.float32, "int": torch.int64, "bool": torch.bool}
     match kind:
         case Tensor(shape, dtype):
-            return torch.empty([number(d, sizes) for d in shape], dtype=dtypes[dtype])
+            whole = [number(d, sizes) for d in shape]
+            return torch.zeros((), dtype=dtypes[dtype]).expand(whole)
         case History(length, shape):
-            return [_fake(Tensor(shape), sizes)] * length
+            return [_stand_in(Tensor(shape), sizes)] * length
         case Sizes(dims):
             return [number(d, sizes) for d in dims]
-    return [_fake(each, sizes) for each in kind]
+    return [_stand_in(each, sizes) for each in kind]
 
 
 def to_text(found: Mapping[str, Any]) -> str:
@@ -146,8 +146,7 @@ def to_text(found: Mapping[str, Any]) -> str:
         )
     lines.append("  kernels:")
     for op, answers in found["kernels"].items():
-        told = "; ".join(f"{count} {answer}" for answer, count in answers.items())
-        lines.append(f"    {op:22} {told}")
+        lines.append(f"    {op:22} {_answers(answers)}")
     return "\n".join(lines)
 
 
@@ -168,6 +167,15 @@ def _wiring_summary(found: Mapping[str, Mapping[str, int]]) -> str:
         f"nodes {before['nodes']} to {after['nodes']}, bytes moved {' to '.join(shown)} "
         "(with the norms that are fused into them)"
     )
+
+
+def _answers(answers: Mapping[str, int]) -> str:
+    """How often a kernel said what. Reasons that differ by their numbers alone are one."""
+    alike: dict[str, list[str]] = {}
+    for answer in answers:
+        alike.setdefault(re.sub(r"\d+", "*", answer), []).append(answer)
+    told = {one[0] if len(one) == 1 else pattern: one for pattern, one in alike.items()}
+    return "; ".join(f"{sum(answers[e] for e in one)} {text}" for text, one in told.items())
 
 
 def _row(name: str, fired: Any, found: Mapping[str, int], ms: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion, Match, params_list, source
+from multiway.compiler.fusion import Fusion, Match, form, gathered, source
 from multiway.compiler.graph import LayerGraph, Record, Value, block_of
 from multiway.compiler.init import NORMAL, ZEROS
 from multiway.compiler.op import Op, Reject, Sample
@@ -56,15 +56,14 @@ def match(graph: LayerGraph, last: Record) -> Match | None:
     while (before := source(graph, adds[-1].path, "a")) and _goes_on(graph, before, adds[-1]):
         adds.append(before)
     found = [linear for add in reversed(adds) if (linear := _added(graph, add))]
-    params = params_list("weights", [linear.params["weight"] for linear in found])
-    if "bias" in found[0].params:
-        params |= params_list("biases", [linear.params["bias"] for linear in found])
+    params, arguments = gathered(graph, found, {"weight": "weights", "bias": "biases"})
     return Match(
         at=last.path,
         record=Record(path=last.path, op="linear_sum", params=params, span=last.span),
         arguments={
             "residual": graph.sources(adds[-1].path)["a"],
             "xs": [graph.sources(linear.path)["x"] for linear in found],
+            **arguments,
         },
         outputs=(Value(last.path),),
         nodes=frozenset(record.path for record in (*adds, *found)),
@@ -76,18 +75,17 @@ def _goes_on(graph: LayerGraph, first: Record, second: Record) -> bool:
     if {first.op, second.op} != {"add"} or block_of(first.path) != block_of(second.path):
         return False
     one, other = _added(graph, first), _added(graph, second)
-    if one is None or other is None or tuple(one.params) != tuple(other.params):
+    if one is None or other is None or form(graph, one) != form(graph, other):
         return False
     return graph.readers(Value(first.path)) == [(second.path, "a")]
 
 
 def _added(graph: LayerGraph, add: Record) -> Record | None:
-    """The linear that an addition adds, if nothing else reads it and its weight is a parameter."""
+    """The linear that an addition adds, if nothing else reads it."""
     linear = source(graph, add.path, "b")
-    if linear is None or linear.op != "linear" or len(graph.sources(linear.path)) != 1:
+    if linear is None or linear.op != "linear":
         return None
-    alone = len(graph.readers(Value(linear.path))) == 1
-    return linear if alone and "weight" in linear.params else None
+    return linear if len(graph.readers(Value(linear.path))) == 1 else None
 
 
 FUSION = Fusion(op="linear_sum", by="fuse_residual", roots=("add",), match=match)

@@ -6,7 +6,7 @@ import os.path
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion, Match, params_list
+from multiway.compiler.fusion import Fusion, Match, form, gathered
 from multiway.compiler.graph import LayerGraph, Record, Value, block_of
 from multiway.compiler.init import NORMAL, ZEROS
 from multiway.compiler.op import Op, Reject, Sample
@@ -38,30 +38,36 @@ OP = Op(
 
 
 def match(graph: LayerGraph, first: Record) -> Match | None:
-    """All linears of a block that read what the first one reads."""
+    """All linears of a part of a block that read what the first one reads.
+
+    Of one part: where attention and feed-forward part read one norm, gelu is fused into the latter.
+    """
     x = graph.sources(first.path)["x"]
     group = [
         record
         for path, argument in graph.readers(x)
         if (record := graph.record(path)).op == "linear"
         and argument == "x"
-        and len(graph.sources(path)) == 1
-        and tuple(record.params) == tuple(first.params)
-        and block_of(path) == block_of(first.path)
+        and form(graph, record) == form(graph, first)
+        and _part(path) == _part(first.path)
     ]
-    if len(group) < 2 or not block_of(first.path) or "weight" not in first.params:
+    if len(group) < 2 or not block_of(first.path):
         return None
-    params = params_list("weights", [record.params["weight"] for record in group])
-    if "bias" in first.params:
-        params |= params_list("biases", [record.params["bias"] for record in group])
+    params, arguments = gathered(graph, group, {"weight": "weights", "bias": "biases"})
     path = _name([record.path for record in group])
     return Match(
         at=group[0].path,
         record=Record(path=path, op="packed_linear", params=params, span=first.span),
-        arguments={"x": x},
+        arguments={"x": x, **arguments},
         outputs=tuple(Value(record.path) for record in group),
         nodes=frozenset(record.path for record in group),
     )
+
+
+def _part(path: str) -> tuple[str, str]:
+    """The block of a node and its part there: `blocks.3`, `attention`."""
+    block = block_of(path)
+    return block, path.removeprefix(f"{block}.").split(".")[0]
 
 
 def _name(paths: list[str]) -> str:

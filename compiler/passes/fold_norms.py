@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from multiway.compiler.fusion import NORMS, Rewriter, Tally
-from multiway.compiler.graph import LayerGraph, Record, Value
+from multiway.compiler.graph import LayerGraph, Record, Value, block_of
 
 PASS = "fold_norms"
 
@@ -32,11 +32,21 @@ def fold_norms(graph: LayerGraph, tally: Tally) -> LayerGraph:
         return graph
     rewriter = Rewriter(graph)
     norms = {norm.path for norm in folded.values()}
+    waiting: dict[str, list[str]] = {}  # by the block of the norm
+    for path, norm in folded.items():
+        waiting.setdefault(block_of(norm.path), []).append(path)
+    made: dict[str, dict[str, Value]] = {}
     for record in graph:
         if record.path in norms:
+            # All of a block stand in front of its first norm: one node may read several of them.
+            for path in waiting.pop(block_of(record.path), ()):
+                made[path] = _folded(rewriter, graph.record(path), folded[path])
             rewriter.keep(replace(record, params={}, passes=(*record.passes, PASS)))
-        elif record.path in folded:
-            _fold(rewriter, record, folded[record.path])
+        elif record.path in made:
+            rewriter.kept.add(record.path)
+            arguments = {**graph.sources(record.path), **made[record.path]}
+            left = {role: p for role, p in record.params.items() if role not in arguments}
+            rewriter.add(replace(record, params=left), arguments, PASS)
         else:
             rewriter.keep(record)
     return rewriter.finish()
@@ -54,20 +64,17 @@ def _refusal(graph: LayerGraph, norm: Record, uses: Counter[str]) -> str:
     return ""
 
 
-def _fold(rewriter: Rewriter, linear: Record, norm: Record) -> None:
-    """A linear whose weight and bias come from nodes that read parameters only."""
-    arguments: dict[str, Value] = {"x": rewriter.old.sources(linear.path)["x"]}
-    params = dict(linear.params)
-    weight = params["weight"]
+def _folded(rewriter: Rewriter, linear: Record, norm: Record) -> dict[str, Value]:
+    """Weight and bias of a linear behind a norm, from nodes that read parameters only."""
+    weight, found = linear.params["weight"], {}
     if "bias" in norm.params:
         given = {"weight": weight, "shift": norm.params["bias"]}
-        if "bias" in params:
-            given["bias"] = params.pop("bias")
+        if "bias" in linear.params:
+            given["bias"] = linear.params["bias"]
         shift = Record(path=f"{linear.path}.folded_bias", op="fold_shift", params=given)
-        (arguments["bias"],) = rewriter.add(shift, {}, PASS)
+        (found["bias"],) = rewriter.add(shift, {}, PASS)
     if "weight" in norm.params:
-        given = {"weight": params.pop("weight"), "gain": norm.params["weight"]}
+        given = {"weight": weight, "gain": norm.params["weight"]}
         gain = Record(path=f"{linear.path}.folded_weight", op="fold_gain", params=given)
-        (arguments["weight"],) = rewriter.add(gain, {}, PASS)
-    rewriter.kept.add(linear.path)
-    rewriter.add(replace(linear, params=params), arguments, PASS)
+        (found["weight"],) = rewriter.add(gain, {}, PASS)
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -226,6 +227,7 @@ def test_compile_writes_what_runs(run: Any, small: Path, tmp_path: Path) -> None
 
 def test_compile_reports_what_the_passes_did(run: Any, small: Path, tmp_path: Path) -> None:
     found = run("compile", "mudd-pythia-test", "--report")
+    assert re.search(r"fused_mix +4 kernel\n", found.out)  # asked with true tensors
     assert found.code == 0, found.err
     loss = found.out.split("program ")[2]
     assert "fuse_loss             1" in loss

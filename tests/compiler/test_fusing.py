@@ -529,6 +529,22 @@ def test_activations_take_their_norms_and_folded_weights() -> None:
     }
 
 
+def test_projections_and_residuals_take_folded_weights() -> None:
+    graph = stages("beit3-test", head="vqa", mode="inference")["fuse_residual"].graph
+    for path, role in (("query_key_value", "weights"), ("add", "weights"), ("add", "biases")):
+        found = graph.sources(f"blocks.0.attention.{path}.text")
+        given = {graph.record(v.path).op for name, v in found.items() if name.startswith(role)}
+        assert given == {"fold_gain" if role == "weights" else "fold_shift"}
+
+
+def test_what_reads_one_norm_in_two_parts_stays_apart() -> None:
+    """In inference both norms of a parallel block are one: gelu is to find its linear alone."""
+    graph = stages("pythia-test", mode="inference")["fuse_activations"].graph
+    packed = graph.record("blocks.0.attention.query_key_value")
+    assert len([name for name in graph.sources(packed.path) if name.startswith("weights")]) == 3
+    assert graph.record("blocks.0.ffn.activation").op == "linear_activation"
+
+
 def test_a_plan_counts_what_a_fused_activation_keeps() -> None:
     found = stages("pythia-test", "loss")
     sizes = {"B": 2, "T": 8}
