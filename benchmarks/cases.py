@@ -20,6 +20,7 @@ class Case:
     per: the ratio is divided by this. target: the ratio, or without `b` the seconds, that is aimed
     at, at most; None where none is set.
     native: with the kernels in C where they can be built.
+    mode, without: what the models are compiled for, and the passes that are left out.
     budget: `a` keeps at most this many times the bytes that `b` keeps for backward, by the estimate
     of plan_memory; None for no limit.
     """
@@ -37,14 +38,20 @@ class Case:
     per: float = 1.0
     target: float | None = None
     native: bool = True
+    mode: Literal["train", "inference"] = "train"
+    without: tuple[str, ...] = ()
     budget: float | None = None
     pairs: int = 15
 
 
-def _beit3(dtype: str, short: str, target: float) -> Case:
+def _beit3(dtype: str, short: str, target: float, *, copies: bool = True) -> Case:
+    """copies: with weights laid out once. The floor always is torch's products by plain weights."""
     return Case(
-        name=f"beit3-base-{short}",
-        doc="BEiT-3 base, features of 4 x (224 image + 40 tokens): time over its products alone",
+        name=f"beit3-base-{short}" + ("" if copies else "-unpacked"),
+        doc="BEiT-3 base, features of 4 x (224 image + 40 tokens): time over its products alone"
+        + ("" if copies else ", weights as they lie"),
+        mode="inference",
+        without=() if copies else ("pack_weights",),
         a="beit3-base",
         b="gemm",
         head="features",
@@ -127,6 +134,8 @@ def _routing(name: str, doc: str, a: str, b: str, target: float, length: int) ->
 CASES = (
     _beit3("float32", "f32", 1.06),
     _beit3("bfloat16", "bf16", 1.20),
+    _beit3("float32", "f32", 1.06, copies=False),
+    _beit3("bfloat16", "bf16", 1.20, copies=False),
     _mudd("12x768", 2, 1.03, train=False),
     _mudd("12x768", 2, 1.05, train=True),
     _mudd("24x256", 4, 1.12, train=False),

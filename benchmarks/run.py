@@ -170,11 +170,12 @@ def _sides(case: Case, quick: bool) -> list[Side]:
         _, plus, wiring = name.partition("+")
         return model_side(f"{spec.name}{plus}{wiring}", make, work)
 
-    first = compiled(case.a, **_planned(case, quick))
+    options = {"mode": case.mode, "without": case.without}
+    first = compiled(case.a, **options, **_planned(case, quick))
     if case.b == "gemm":
         return [first, floor_side(first)]
     if case.b != "hf":
-        return [first, compiled(case.b)]
+        return [first, compiled(case.b, **options)]
     try:
         return [first, neox_side(_spec(case.a, quick).for_head(case.head), work, dtype=dtype)]
     except mw.MultiwayError as error:

@@ -172,7 +172,7 @@ class Rewriter:
     def __init__(self, graph: LayerGraph) -> None:
         self.old = graph
         self.new = LayerGraph(name=graph.name, params=graph.params)
-        self.new.recompute = graph.recompute
+        self.new.recompute, self.new.packed = graph.recompute, graph.packed
         self.now: dict[Value, Value] = {}
         self.kept: set[str] = set()
 

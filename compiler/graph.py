@@ -88,6 +88,7 @@ class LayerGraph:
         self.params = dict(params)
         self.names: dict[str, Value] = {}
         self.recompute: frozenset[str] = frozenset()  # nodes of blocks that backward runs once more
+        self.packed: frozenset[str] = frozenset()  # products whose weights are laid out once
 
     # Building
 
@@ -223,6 +224,7 @@ class LayerGraph:
         """The graph as networkx node-link data of plain values. `from_json` is the inverse."""
         plain = nx.MultiDiGraph(name=self.name, names={k: list(v) for k, v in self.names.items()})
         plain.graph["recompute"] = sorted(self.recompute)
+        plain.graph["packed"] = sorted(self.packed)
         plain.graph["params"] = [_plain(param) for param in self.params.values()]
         for record in self:
             data = _plain(record)
@@ -242,6 +244,7 @@ class LayerGraph:
         graph = cls(name=plain.graph["name"], params={param.path: param for param in params})
         graph.names = {name: Value(*value) for name, value in plain.graph["names"].items()}
         graph.recompute = frozenset(plain.graph["recompute"])
+        graph.packed = frozenset(plain.graph["packed"])
         for path, each in plain.nodes(data=True):
             outputs = tuple(from_plain(t) for t in each["outputs"])
             fields = {**each, "outputs": outputs, "passes": tuple(each["passes"])}

@@ -24,6 +24,7 @@ from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, bl
 from multiway.compiler.op import registry
 from multiway.compiler.steps import Step, steps
 from multiway.runtime.folded import Folded, Recipe
+from multiway.runtime.packing import Buffer, Packing
 from multiway.runtime.recompute import recompute
 
 
@@ -141,7 +142,24 @@ class _Lowering:
         if self.recipes:
             recipes = list(self.recipes.values())
             module.register_forward_pre_hook(Folded(recipes, self.groups(), self.containers))
+        if self.graph.packed:
+            module.register_forward_pre_hook(Packing(list(self.packed()), self.containers))
         return module
+
+    def packed(self) -> Iterator[list[str | Buffer]]:
+        """The weights of each product whose weights are laid out once."""
+        for record in self.graph:
+            if record.path in self.graph.packed:
+                given: dict[str, Value | str] = {**self.graph.sources(record.path), **record.params}
+                found = [self._kept(each) for name, each in given.items() if _is_weight(name)]
+                yield from [[each] for each in found] if record.op == "linear_sum" else [found]
+
+    def _kept(self, source: Value | str) -> str | Buffer:
+        """A parameter's path, or where what is made of parameters once is kept."""
+        if isinstance(source, str):
+            return source
+        recipe = self.recipes[source.path]
+        return Buffer(module=recipe.module, name=recipe.name)
 
     def folded(self, scope: _Scope) -> dict[str, nn.Module]:
         """A module with a buffer for everything in a scope that is made from parameters once."""
@@ -247,6 +265,10 @@ class _Lowering:
                 found[name] = node
         results = [*found.values(), *([tapped] if tapped else [])]
         return results[0] if len(results) == 1 else tuple(results)
+
+
+def _is_weight(name: str) -> bool:
+    return name == "weight" or name.startswith("weights.")
 
 
 def _numbered(name: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from multiway.compiler.graph import LayerGraph
 from multiway.compiler.passes.drop_dead import drop_dead
 from multiway.compiler.passes.fold_norms import fold_norms
 from multiway.compiler.passes.lay_out_history import lay_out_history
+from multiway.compiler.passes.pack_weights import pack_weights
 from multiway.compiler.passes.plan_memory import plan_memory
 from multiway.compiler.passes.share_common import share_common
 from multiway.compiler.passes.sink_segments import sink_segments
@@ -204,6 +205,14 @@ PIPELINE: tuple[Pass, ...] = (
         does="gelu of a linear and the norm behind it, and gates with what they gate, in one pass",
         numerics="rounding",
         run=fusing("fuse_activations"),
+    ),
+    # Last: it marks the nodes that are there in the end.
+    Pass(
+        name="pack_weights",
+        does="lays weights out once as the CPU's products read them, and keeps both",
+        numerics="rounding",
+        run=plain(pack_weights),
+        only="inference",
     ),
 )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from multiway.runtime.kernels.kernel import transforms
+from multiway.runtime.marks import Mark, mark, unchanged
 from multiway.runtime.reads import Reads
-
-State = list[tuple[weakref.ref[Tensor], int, int]]
-"""Tensors, where they lie, and how often they have been written to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,18 +40,18 @@ class Folded:
         self.containers = containers
         paths = (path for each in self.recipes for path in each.parameters.values())
         self._reads = Reads(list(dict.fromkeys(paths)))
-        self._made_from: State | None = None
+        self._made_from: list[Mark] | None = None
 
     def __call__(self, *_: Any) -> None:
         """Brings the buffers up to date: a hook in front of the program's forward."""
         found = self._reads.of(self.containers)
-        if self._made_from is None or not _same(self._made_from, found):
+        if self._made_from is None or transforms() or not unchanged(self._made_from, found):
             self._make(dict(zip(self._reads.paths, found, strict=True)))
             # What takes part in differentiation is made for this call alone.
             followed = transforms() or (
                 torch.is_grad_enabled() and any(x.requires_grad for x in found)
             )
-            self._made_from = None if followed else [_mark(each) for each in found]
+            self._made_from = None if followed else [mark(each) for each in found]
 
     def _make(self, parameters: Mapping[str, Tensor]) -> None:
         made = [
@@ -68,25 +65,3 @@ class Folded:
                 made[i] = part
         for each, tensor in zip(self.recipes, made, strict=True):
             setattr(each.module, each.name, tensor)
-
-
-def _mark(x: Tensor) -> tuple[weakref.ref[Tensor], int, int]:
-    return weakref.ref(x), x.data_ptr(), _version(x)
-
-
-def _same(state: State, found: Sequence[Tensor]) -> bool:
-    """Whether nothing has changed. Another tensor may lie where one was that is gone."""
-    if transforms():
-        return False
-    return all(
-        ref() is x and place == x.data_ptr() and version == _version(x)
-        for (ref, place, version), x in zip(state, found, strict=True)
-    )
-
-
-def _version(x: Tensor) -> int:
-    """How often x has been written to. Of tensors of inference mode nobody counts that."""
-    try:
-        return x._version
-    except RuntimeError:
-        return -1

@@ -13,6 +13,8 @@ from multiway import api
 from multiway.commands.common import (
     HeadOption,
     JsonOption,
+    Mode,
+    ModeOption,
     SetOption,
     SpecArgument,
     note,
@@ -68,6 +70,7 @@ def command(
     against: AgainstOption = None,
     head: HeadOption = None,
     train: TrainOption = False,
+    mode: ModeOption = Mode.train,
     dtype: DtypeOption = "float32",
     batch: BatchOption = 1,
     length: LengthOption = None,
@@ -84,11 +87,24 @@ def command(
     """
     spec = read_spec(source, settings).for_head(head)
     names = _check_against(against or [])
+    if train and mode is Mode.inference:
+        raise MultiwayError.one(
+            "usage",
+            "an inference program takes no gradients",
+            place="--train",
+            expected="--mode train, or no --train",
+        )
     if out is not None and not out.parent.is_dir():
         message = f"there is no folder {out.parent}"
         raise MultiwayError.one("unwritable", message, place=str(out))
     others = {name: _other(name, settings, spec) for name in names if name not in NAMED}
-    asked = {"dtype": dtype, "batch": batch, "length": length, "pairs": pairs}
+    asked = {
+        "compiled_for": mode.value,
+        "dtype": dtype,
+        "batch": batch,
+        "length": length,
+        "pairs": pairs,
+    }
     result = measured(spec, others, names, asked, train=train, memory=memory, threads=threads)
     if out is not None:
         write_text(out, json.dumps(result, indent=2) + "\n")
@@ -108,7 +124,7 @@ def measured(
 ) -> dict[str, Any]:
     """The result of running all sides in turn. Raises MultiwayError.
 
-    asked: dtype, batch, length and pairs, as the result tells them.
+    asked: compiled_for, dtype, batch, length and pairs, as the result tells them.
     """
     import torch
 
@@ -119,7 +135,8 @@ def measured(
     if threads is not None:
         torch.set_num_threads(threads)
     work = Work(batch=asked["batch"], length=asked["length"], train=train)
-    sides = make_sides(spec, others, names, work, getattr(torch, asked["dtype"]))
+    compiled = {"mode": asked["compiled_for"], "dtype": getattr(torch, asked["dtype"])}
+    sides = make_sides(spec, others, names, work, compiled)
     pairs = asked["pairs"]
     found = measure_sides(sides, pairs=pairs, memory=memory, after=_ticks(pairs + 2))
     run = {"head": spec.head_name, "mode": "train" if train else "forward", **asked}
@@ -153,18 +170,18 @@ def _other(name: str, settings: list[str] | None, spec: Spec) -> Spec:
 
 
 def make_sides(
-    spec: Spec, others: dict[str, Spec], names: list[str], work: Work, dtype: Any
+    spec: Spec, others: dict[str, Spec], names: list[str], work: Work, options: dict[str, Any]
 ) -> list[Side]:
     """The spec, then what it is compared with, in the order of the names, and last its floor.
 
-    Raises MultiwayError.
+    options: of every model that is compiled. Raises MultiwayError.
     """
     from multiway.runtime.measure_neox import neox_settings, neox_side
     from multiway.runtime.measure_sides import floor_side, model_side
 
     def compiled(name: str, spec: Spec, fuse: bool) -> Side:
         return model_side(
-            name, lambda device: api.compile(spec, device=device, dtype=dtype, fuse=fuse), work
+            name, lambda device: api.compile(spec, device=device, fuse=fuse, **options), work
         )
 
     if "hf" in names:
@@ -175,7 +192,7 @@ def make_sides(
         if name == "no-fuse":
             sides.append(compiled(free, spec, False))
         elif name == "hf":
-            sides.append(neox_side(spec, work, dtype=dtype, name=free))
+            sides.append(neox_side(spec, work, dtype=options["dtype"], name=free))
         elif name != "gemm":
             other = others[name]
             sides.append(compiled(_free_name(other.name, sides), other, True))
@@ -229,6 +246,8 @@ def table(result: dict[str, Any]) -> str:
     """A result for reading."""
     first = result["sides"][0]["name"]
     what = f"{result['mode']}, {result['dtype']}"
+    if result["compiled_for"] == Mode.inference:
+        what += ", for inference"
     rows: list[tuple[str, ...]] = [
         (what, "time", "ratio", "in pairs", "spread", "tokens/s", "peak", "compile")
     ]

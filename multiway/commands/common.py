@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -27,6 +28,19 @@ SpecArgument = Annotated[
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change a dim, or a value by its path."),
+]
+
+
+class Mode(StrEnum):
+    """What programs are compiled for."""
+
+    train = "train"
+    inference = "inference"
+
+
+ModeOption = Annotated[
+    Mode,
+    typer.Option(help="inference: no gradients; copies of weights with norms in, and laid out."),
 ]
 HeadOption = Annotated[
     str | None, typer.Option("--head", metavar="HEAD", help="Which head; not needed for one.")

@@ -8,7 +8,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +18,8 @@ from multiway.commands.common import (
     AllowOption,
     HeadOption,
     JsonOption,
+    Mode,
+    ModeOption,
     SetOption,
     SpecArgument,
     WithoutOption,
@@ -42,13 +43,6 @@ if TYPE_CHECKING:
 MAX_RUN_BYTES = 2**31  # --verify runs models up to this size on real numbers, larger ones on meta
 
 
-class Mode(StrEnum):
-    """What programs are compiled for."""
-
-    train = "train"
-    inference = "inference"
-
-
 def command(
     source: SpecArgument,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="The folder to write.")] = None,
@@ -59,9 +53,7 @@ def command(
     dump: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write the graphs after every pass.")
     ] = None,
-    mode: Annotated[
-        Mode, typer.Option(help="inference: no gradients; norms go into weights.")
-    ] = Mode.train,
+    mode: ModeOption = Mode.train,
     without: WithoutOption = None,
     allow: AllowOption = None,
     memory_budget: Annotated[

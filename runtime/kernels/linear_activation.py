@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from multiway.runtime.kernels import native
+from multiway.runtime.kernels import native, prepacked
 from multiway.runtime.kernels.kernel import Kernel, autocasts
 from multiway.runtime.kernels.native.calls import alike
 from multiway.runtime.kernels.norms import gelu
@@ -45,13 +45,27 @@ def linear_activation(
     "", and then there are no gain and no shift. A second backward pass through it raises
     RuntimeError.
     """
-    plan = Plan(norm=norm, eps=eps)
     given = (x, weight, bias, gain, shift)
+    if prepacked.known([weight]) and _not_in_c(*given, norm=norm) is not None:
+        return _behind(prepacked.linear(x, weight, bias), gain, shift, norm=norm, eps=eps)
+    plan = Plan(norm=norm, eps=eps)
     if torch.is_grad_enabled() and any(e is not None and e.requires_grad for e in given):
         y: Tensor = _LinearActivation.apply(plan, *given)  # type: ignore[no-untyped-call]
         return y
-    hidden = F.linear(x, weight, bias).contiguous()
+    hidden = prepacked.linear(x, weight, bias).contiguous()
     return gelu.forward(plan, hidden, gain, shift, out=hidden)
+
+
+def _behind(
+    hidden: Tensor, gain: Tensor | None, shift: Tensor | None, *, norm: str, eps: float
+) -> Tensor:
+    """What comes behind the product, in torch's operators."""
+    y, width = F.gelu(hidden), hidden.shape[-1:]
+    if norm == "layer_norm":
+        return F.layer_norm(y, width, gain, shift, eps)
+    if norm:
+        y = F.rms_norm(y, width, gain, eps)
+    return y if shift is None else y + shift
 
 
 class _LinearActivation(torch.autograd.Function):
@@ -104,6 +118,21 @@ def _refuses(
         return f"activation {kind}"
     if not norm and (gain is not None or shift is not None):
         return "a gain without a norm"
+    if autocasts(x):
+        return "autocast decides the types of products"
+    reason = _not_in_c(x, weight, bias, gain, shift, norm=norm)
+    return None if reason and prepacked.known([weight]) else reason
+
+
+def _not_in_c(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    gain: Tensor | None,
+    shift: Tensor | None,
+    *,
+    norm: str,
+) -> str | None:
     if x.device.type != "cpu":
         return f"x is on {x.device.type}"
     if x.dtype not in (gelu.TYPES if norm else (torch.float32,)):
@@ -112,8 +141,6 @@ def _refuses(
         return f"x is small: {list(x.shape)}"
     if weight.shape[0] > gelu.WIDEST:
         return f"the result is wide: {weight.shape[0]}"
-    if autocasts(x):
-        return "autocast decides the types of products"
     if not alike(x, weight, bias, gain, shift):
         return "types differ"
     return native.refused("gelu")

@@ -7,13 +7,15 @@ their own, and their biases' gradients are one sum.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
+from multiway.runtime.kernels import prepacked
 from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 
@@ -25,10 +27,45 @@ def linear_sum(
     residual: [*, F]; xs: [*, D_i]; weights: [F, D_i]; biases: [F] each, or none -> [*, F].
     A second backward pass through it raises RuntimeError.
     """
+    if _known(weights):
+        if (found := _by_copies(residual, xs, weights, biases)) is not None:
+            return found
+        if residual.dtype.itemsize < 4:
+            return _one_by_one(residual, xs, weights, biases)
     if not torch.is_grad_enabled():  # a function of our own would cost more than it saves
         return _summed(residual, xs, weights, biases)
     y: Tensor = _LinearSum.apply(residual, len(xs), *xs, *weights, *biases)  # type: ignore[no-untyped-call]
     return y
+
+
+def _known(weights: Sequence[Tensor]) -> bool:
+    return all(prepacked.known([weight]) for weight in weights)
+
+
+def _by_copies(
+    residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor | None:
+    """The sum by the weights' copies, or None where there are none for this call."""
+    y: Tensor | None = residual
+    for x, weight, bias in _linears(xs, weights, biases):
+        if y is not None:
+            y = prepacked.added(y, x, weight, bias)
+    return y
+
+
+def _one_by_one(
+    y: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    for x, weight, bias in _linears(xs, weights, biases):
+        y = y + F.linear(x, weight, bias)
+    return y
+
+
+def _linears(
+    xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    given: Sequence[Tensor | None] = biases or [None] * len(xs)
+    return zip(xs, weights, given, strict=True)
 
 
 def _summed(
@@ -83,7 +120,7 @@ def _refuses(
         return "a compiler fuses the additions itself"
     if autocasts(residual):
         return "autocast decides the types of products"
-    if residual.dtype.itemsize < 4:
+    if residual.dtype.itemsize < 4 and not _known(weights):
         return f"{residual.dtype}: sums of several products are rounded between them"
     if any(x.dtype != residual.dtype for x in (*xs, *weights)):
         return "types differ"

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from multiway.runtime.kernels import prepacked
 from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 MANY_TOKENS = 1_024
@@ -47,6 +48,8 @@ def packed_linear(
     A second backward pass through it raises RuntimeError.
     """
     biases = biases or ()
+    if (found := prepacked.linears(x, weights, biases)) is not None:
+        return tuple(found)
     if torch.compiler.is_compiling() or not _large(x, weights):  # sizes may be unknown
         return _apart(x, weights, biases)
     if autocasts(x) or not _ordinary(x, *weights, *biases):

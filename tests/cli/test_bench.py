@@ -75,6 +75,7 @@ RESULT = {
     "multiway_bench": int,
     "head": str,
     "mode": str,
+    "compiled_for": str,
     "dtype": str,
     "batch": int,
     "length": (int, type(None)),
@@ -107,6 +108,7 @@ def test_json_is_one_document_of_a_stated_form(run: Any) -> None:
         assert side["tokens"] == 16
     assert names(result) == ["mudd-pythia-test", "pythia-test", "gemm of mudd-pythia-test"]
     assert (result["head"], result["mode"], result["pairs"]) == ("lm", "forward", 9)
+    assert result["compiled_for"] == "train"
     assert result["sides"][0]["ratio"] is None
     model = mw.compile("mudd-pythia-test", device="meta")
     assert result["sides"][0]["parameters"] == sum(p.numel() for p in model.parameters())
@@ -213,6 +215,11 @@ def test_transformers_may_be_absent(run: Any, monkeypatch: Any) -> None:
             "--train: error[unknown-program]: head 'features' has no loss to train\n"
             "  expected: a head with a program 'loss', or no --train\n",
         ),
+        (
+            ("pythia-test", "--train", "--mode", "inference"),
+            "--train: error[usage]: an inference program takes no gradients\n"
+            "  expected: --mode train, or no --train\n",
+        ),
     ],
 )
 def test_mistakes_are_told_and_exit_2(run: Any, arguments: tuple[str, ...], text: str) -> None:
@@ -259,3 +266,9 @@ def test_help_needs_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "--against" in done.stdout
+
+
+def test_programs_for_inference(run: Any) -> None:
+    found = run("bench", "pythia-test", "--mode", "inference", "--against", "no-fuse", *SMALL)
+    assert found.code == 0, found.err
+    assert found.out.startswith("forward, float32, for inference  ")

@@ -1,0 +1,32 @@
+"""Marks the products whose weights an inference program lays out once, as libraries read them."""
+
+from __future__ import annotations
+
+from multiway.compiler.fusion import Rewriter, Tally
+from multiway.compiler.graph import LayerGraph, Record
+from multiway.compiler.op import registry
+
+OPS = ("linear", "linear_activation", "linear_sum", "packed_linear")
+"""Those whose kernels use copies."""
+
+
+def pack_weights(graph: LayerGraph, tally: Tally) -> LayerGraph:
+    """The graph with those nodes marked whose weights are parameters, or made of such once."""
+    chosen = [record.path for record in graph if record.op in OPS and _lasts(graph, record)]
+    if set(chosen) == graph.packed:
+        return graph
+    rewriter = Rewriter(graph)
+    for record in graph:
+        rewriter.keep(record)
+    made = rewriter.finish()
+    made.packed = frozenset(chosen)
+    tally.fired += chosen
+    return made
+
+
+def _lasts(graph: LayerGraph, record: Record) -> bool:
+    """Whether the weights of a node are the same in every call."""
+    given = [
+        value for name, value in graph.sources(record.path).items() if name.startswith("weight")
+    ]
+    return all(registry()[graph.record(value.path).op].once for value in given)
