@@ -14,7 +14,7 @@ from multiway.compiler.ops.layer_norm import layer_norm
 from multiway.compiler.ops.rms_norm import rms_norm
 from multiway.compiler.ops.rotary import rotary
 from multiway.compiler.ops.split_heads import split_heads
-from multiway.runtime.kernels import kernels
+from multiway.runtime.kernels import kernels, native
 from multiway.runtime.kernels.heads import rotate_heads
 from multiway.runtime.kernels.native import calls
 
@@ -88,6 +88,28 @@ def test_rotate_heads_gives_only_the_gradients_asked_for(
         [draw(3, 5, 12), draw(6), draw(6, seed=1)],
         fixed,
     )
+
+
+@pytest.mark.parametrize(
+    ("norm", "turned"), [("", 5), ("rms_norm", 0), ("rms_norm", 5), ("layer_norm", 5)]
+)
+@pytest.mark.parametrize("pairs", ["half", "adjacent"])
+def test_bfloat16_is_float32_rounded_once(norm: str, pairs: str, turned: int) -> None:
+    if native.library("rotate_heads") is None:
+        pytest.skip(f"no C kernel: {native.refused('rotate_heads')}")
+    attributes = {"heads": 3, "norm": norm, "eps": 1e-5, "pairs": pairs}
+    x, grad = (draw(2, 7, 36, dtype=torch.float32, seed=s).bfloat16() for s in (0, 1))
+    tables = angles(1, 7, turned, torch.float32) if turned else (None, None)
+    affine = [draw(12, dtype=torch.float32, seed=s).bfloat16() for s in (2, 3)] if norm else []
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [each.to(dtype).requires_grad_() for each in (x, *affine)]
+        y = rotate_heads(leaves[0], *tables, *leaves[1:], **attributes)
+        back = grad.to(dtype).view(2, 7, 3, 12).transpose(1, 2)
+        return [y, *torch.autograd.grad(y, leaves, back)]
+
+    for found, exact in zip(results(torch.bfloat16), results(torch.float32), strict=True):
+        assert torch.equal(found, exact.bfloat16())
 
 
 def test_rotate_heads_on_several_threads(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,6 +96,24 @@ def test_no_farther_from_float64_than_the_definition_is(path: str, dtype: torch.
             assert (ours.to(double) - truth).abs().mean() <= allowed
 
 
+@needs_c
+@pytest.mark.parametrize("form", ["list", "history"])
+def test_bfloat16_is_float32_rounded_once(form: str) -> None:
+    for seed in range(60):
+        half = draw(seed).to(torch.bfloat16)
+        history = history_of(half.history) if form == "history" else half.history
+        exact = half.to(torch.float32).run(fused_mix)
+        for learns in (True, False):
+            with torch.set_grad_enabled(learns):
+                for ours, rounded in zip(half.run(fused_mix, history), exact, strict=True):
+                    assert torch.equal(ours, rounded.to(torch.bfloat16))
+    history = [torch.ones(1, 3, 20).bfloat16(), torch.ones(1, 3, 20).bfloat16()]
+    history[0][0, 0, 3], history[1][0, 1, 19] = torch.inf, torch.nan
+    (y,) = mix(history, torch.ones(1, 2).bfloat16())
+    assert y[0, 0, 3] == torch.inf and y[0, 1, 19].isnan()
+    assert y.isfinite().sum() == y.numel() - 2
+
+
 def test_threads_change_no_more_than_the_order_of_sums(path: str) -> None:
     case = draw(3)
     case = Case(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from multiway.runtime.kernels import native
+from multiway.runtime.kernels import kernels, native
 from multiway.runtime.kernels import token_weights as module
 from multiway.runtime.kernels.token_weights import compiled, token_weights
 
@@ -123,3 +123,29 @@ def test_what_is_not_finite_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     given[0][0, 1, 2] = torch.nan
     found = token_weights(*given, ways=4, eps=1e-5, kind="gelu")
     assert found[0, 1].isnan().all() and found[0, 0].isfinite().all() and found[1].isfinite().all()
+
+
+@needs_c
+def test_bfloat16_is_float32_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients; with them the reference runs."""
+    monkeypatch.setattr(module, "FEWEST", 1)
+    given = [each.bfloat16() for each in inputs(9, 20, 13, 4, 3)]
+    attributes = {"ways": 4, "eps": 1e-5, "kind": "gelu"}
+    refuses = kernels()["token_weights"].refuses
+    with torch.no_grad():
+        assert refuses(*given, **attributes) is None
+        found = token_weights(*given, **attributes)
+        exact = token_weights(*[each.float() for each in given], **attributes)
+        assert torch.equal(found, exact.bfloat16())
+        assert refuses(*given, **{**attributes, "kind": "silu"}) is not None
+        with FlopCounterMode(display=False):
+            assert refuses(*given, **attributes) is not None
+        with native.disabled():
+            assert refuses(*given, **attributes) is not None
+        without = token_weights(*given[:3], **attributes)
+        assert without.dtype == torch.bfloat16
+    given[1].requires_grad_()
+    assert refuses(*given, **attributes).startswith("torch.bfloat16: the norm")
+    monkeypatch.setattr(module, "FEWEST", 1 << 40)
+    with torch.no_grad():
+        assert refuses(*given, **attributes) is not None

@@ -1,4 +1,4 @@
-"""Heads in C (rotate_heads.c): float32 and float64 on the CPU."""
+"""Heads in C (rotate_heads.c): float32, float64 and bfloat16 on the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX, addressable, threads
+from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF, alike, threads
 
 NORMS = ("", "rms_norm", "layer_norm")  # numbered as in rotate_heads.c
 WIDEST = 1024
@@ -42,7 +42,12 @@ class Plan:
 
 def takes(plan: Plan, x: Tensor, *others: Tensor | None) -> bool:
     """Whether these tensors (x, cos, sin, gain, bias) are computed here."""
-    if not addressable(x, *others) or x.shape[-1] // plan.heads > WIDEST:
+    if x.dtype not in SUFFIX_WITH_HALF or x.shape[-1] // plan.heads > WIDEST:
+        return False
+    cos, sin, *affine = others
+    if not alike(x, *affine) or not all(
+        each is None or (alike(each) and each.dtype in (x.dtype, _wide(x))) for each in (cos, sin)
+    ):
         return False
     return native.library("rotate_heads") is not None
 
@@ -76,6 +81,7 @@ def _call(plan: Plan, inputs: tuple[Tensor | None, ...]) -> tuple[_Call, list[Te
     """The call, and what must live as long as it does: x first."""
     given = [None if each is None else _rows(each) for each in inputs]
     x, cos, sin, gain, bias = given
+    cos, sin = (None if each is None else each.to(_wide(x)) for each in (cos, sin))
     assert x is not None and (cos is None) == (sin is None)
     batch, length, channels = x.shape
     width = channels // plan.heads
@@ -110,6 +116,12 @@ def _call(plan: Plan, inputs: tuple[Tensor | None, ...]) -> tuple[_Call, list[Te
     return call, [each for each in (x, cos, sin, gain, bias) if each is not None]
 
 
+def _wide(x: Tensor | None) -> torch.dtype:
+    """The type of the tables for x."""
+    assert x is not None
+    return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+
+
 def _rows(x: Tensor) -> Tensor:
     """x with a contiguous last axis."""
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -119,4 +131,4 @@ def _run(name: str, call: _Call, out: Tensor) -> None:
     loaded = native.library("rotate_heads")
     assert loaded is not None
     if out.numel():
-        getattr(loaded, f"{name}_{SUFFIX[out.dtype]}")(ctypes.byref(call))
+        getattr(loaded, f"{name}_{SUFFIX_WITH_HALF[out.dtype]}")(ctypes.byref(call))

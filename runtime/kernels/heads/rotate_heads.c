@@ -3,6 +3,7 @@
  * A call handles batch * length tokens; each token's heads are read once and written once, forward
  * and backward, and what lies between stays in two rows of scratch. The tokens are cut into
  * `threads` parts of fixed size, so results depend on the number of threads but not on their order.
+ * Of bfloat16 nothing is rounded but results: each head is computed in float, by tables of float.
  */
 #include <math.h>
 #include <stdint.h>
@@ -35,11 +36,16 @@ struct call {
     }
 
 #define REAL float
+#define HALF 0
 #define NAME(name) name##_float
 #include "rotate_heads.h"
-#undef REAL
-#undef NAME
 
 #define REAL double
+#define HALF 0
 #define NAME(name) name##_double
+#include "rotate_heads.h"
+
+#define REAL float
+#define HALF 1
+#define NAME(name) name##_bfloat16
 #include "rotate_heads.h"

@@ -1,6 +1,13 @@
-/* rotate_heads.c for one type, REAL. */
+/* rotate_heads.c for one type, REAL; HALF: x, gain, bias and results are of bfloat16, REAL is float. */
 
 #include "vectors.h"
+#include "bfloat16.h"
+
+/* Row `at` of `rows`, and where that of a result is made; in `room` only where they are of bfloat16. */
+#define READ(rows, at, room)                                                                       \
+    (HALF ? (const REAL *)row_of(1, rows, at, (float *)(room), n) : (const REAL *)(rows) + (at))
+#define BEGIN(rows, at, room) (HALF ? (REAL *)(room) : (REAL *)(rows) + (at))
+#define END(rows, at, room) end_row(HALF, rows, at, (const float *)(room), n)
 
 /* Turns the leading pairs of x by the angles, or back for sign -1. x and y do not overlap. */
 INLINE void NAME(turn)(const struct call *c, const REAL *restrict x, const REAL *restrict cos,
@@ -25,8 +32,7 @@ INLINE void NAME(turn)(const struct call *c, const REAL *restrict x, const REAL 
 }
 
 INLINE void NAME(forward_row)(const struct call *c, const REAL *x, const REAL *cos, const REAL *sin,
-                              REAL *restrict y, int64_t n) {
-    const REAL *gain = c->gain, *bias = c->bias;
+                              const REAL *gain, const REAL *bias, REAL *restrict y, int64_t n) {
     REAL scratch[WIDEST];
     if (c->norm != NO_NORM) {
         REAL mean, by;
@@ -43,9 +49,8 @@ INLINE void NAME(forward_row)(const struct call *c, const REAL *x, const REAL *c
 
 /* dgain, dbias: sums of this token. */
 INLINE void NAME(backward_row)(const struct call *c, const REAL *x, const REAL *grad, const REAL *cos,
-                               const REAL *sin, REAL *restrict dx, REAL *restrict dgain,
-                               REAL *restrict dbias, int64_t n) {
-    const REAL *gain = c->gain;
+                               const REAL *sin, const REAL *gain, REAL *restrict dx,
+                               REAL *restrict dgain, REAL *restrict dbias, int64_t n) {
     REAL d[WIDEST], h[WIDEST], mean, by, sum = 0, along = 0;
     if (c->norm == NO_NORM) {
         if (cos) NAME(turn)(c, grad, cos, sin, -1, dx, n);
@@ -71,34 +76,44 @@ INLINE void NAME(backward_row)(const struct call *c, const REAL *x, const REAL *
 }
 
 INLINE void NAME(forward_tokens)(const struct call *c, int64_t first, int64_t last, int64_t n) {
+    REAL rooms[4][HALF ? WIDEST : 1];
+    const REAL *gain = c->gain ? READ(c->gain, 0, rooms[0]) : NULL;
+    const REAL *bias = c->bias ? READ(c->bias, 0, rooms[1]) : NULL;
     for (int64_t t = first; t < last; t++) {
         const int64_t b = t / c->length, at = t % c->length;
         const int64_t table = b * c->table_batch + at * c->table_token;
-        const REAL *x = (const REAL *)c->x + b * c->x_batch + at * c->x_token;
+        const int64_t from = b * c->x_batch + at * c->x_token, to = t * c->heads * n;
         const REAL *cos = c->cos ? (const REAL *)c->cos + table : 0;
         const REAL *sin = c->cos ? (const REAL *)c->sin + table : 0;
-        REAL *y = (REAL *)c->out + t * c->heads * n;
-        for (int64_t h = 0; h < c->heads; h++)
-            NAME(forward_row)(c, x + h * n, cos, sin, y + h * n, n);
+        for (int64_t h = 0; h < c->heads; h++) {
+            const REAL *x = READ(c->x, from + h * n, rooms[2]);
+            REAL *y = BEGIN(c->out, to + h * n, rooms[3]);
+            NAME(forward_row)(c, x, cos, sin, gain, bias, y, n);
+            END(c->out, to + h * n, y);
+        }
     }
 }
 
 INLINE void NAME(backward_tokens)(const struct call *c, int64_t first, int64_t last, double *totals,
                                   int64_t n) {
-    REAL dgain[WIDEST], dbias[WIDEST];
+    REAL dgain[WIDEST], dbias[WIDEST], rooms[4][HALF ? WIDEST : 1];
+    const REAL *gain = c->gain ? READ(c->gain, 0, rooms[0]) : NULL;
     for (int64_t t = first; t < last; t++) {
         const int64_t b = t / c->length, at = t % c->length;
         const int64_t table = b * c->table_batch + at * c->table_token;
-        const REAL *x = (const REAL *)c->x + b * c->x_batch + at * c->x_token;
-        const REAL *grad = (const REAL *)c->grad + b * c->grad_batch + at * c->grad_token;
+        const int64_t from = b * c->x_batch + at * c->x_token, to = t * c->heads * n;
+        const int64_t back = b * c->grad_batch + at * c->grad_token;
         const REAL *cos = c->cos ? (const REAL *)c->cos + table : 0;
         const REAL *sin = c->cos ? (const REAL *)c->sin + table : 0;
-        REAL *dx = (REAL *)c->out + t * c->heads * n;
         if (c->gain) memset(dgain, 0, n * sizeof(REAL));
         if (c->bias) memset(dbias, 0, n * sizeof(REAL));
-        for (int64_t h = 0; h < c->heads; h++)
-            NAME(backward_row)(c, x + h * n, grad + h * c->grad_head, cos, sin, dx + h * n, dgain,
-                               dbias, n);
+        for (int64_t h = 0; h < c->heads; h++) {
+            const REAL *x = READ(c->x, from + h * n, rooms[1]);
+            const REAL *grad = READ(c->grad, back + h * c->grad_head, rooms[2]);
+            REAL *dx = BEGIN(c->out, to + h * n, rooms[3]);
+            NAME(backward_row)(c, x, grad, cos, sin, gain, dx, dgain, dbias, n);
+            END(c->out, to + h * n, dx);
+        }
         if (c->gain) for (int64_t j = 0; j < n; j++) totals[j] += dgain[j];
         if (c->bias) for (int64_t j = 0; j < n; j++) totals[n + j] += dbias[j];
     }
@@ -126,3 +141,10 @@ void NAME(rotate_heads_backward)(const struct call *c) {
 #undef RUN
     }
 }
+
+#undef READ
+#undef BEGIN
+#undef END
+#undef HALF
+#undef REAL
+#undef NAME

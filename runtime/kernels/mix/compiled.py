@@ -1,4 +1,4 @@
-"""The mix in C (mix.c): float32 and float64 on the CPU."""
+"""The mix in C (mix.c): float32 and float64 on the CPU, forward in bfloat16, too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import torch
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix.plan import NORMS, Grads, Inputs, Maybes, Plan, Wanted
-from multiway.runtime.kernels.native.calls import SUFFIX, pointers, rows_of_all, threads, words
+from multiway.runtime.kernels.native.calls import (
+    SUFFIX,
+    SUFFIX_WITH_HALF,
+    pointers,
+    rows_of_all,
+    threads,
+    words,
+)
 
 SKIP, WRITE, ADD = range(3)
 
@@ -40,8 +47,13 @@ class _Call(ctypes.Structure):
 
 
 def available(dtype: torch.dtype) -> bool:
-    """Whether tensors of this type are taken here."""
+    """Whether tensors of this type are taken here, both ways."""
     return dtype in SUFFIX and native.library("mix") is not None
+
+
+def forwards(dtype: torch.dtype) -> bool:
+    """Whether those are taken here in forward."""
+    return dtype in SUFFIX_WITH_HALF and native.library("mix") is not None
 
 
 def forward(inputs: Inputs, plan: Plan) -> list[torch.Tensor]:
@@ -139,6 +151,6 @@ def _buffers(
 def _run(name: str, call: _Call, dtype: torch.dtype) -> None:
     loaded = native.library("mix")
     assert loaded is not None
-    failed = getattr(loaded, f"{name}_{SUFFIX[dtype]}")(ctypes.byref(call))
+    failed = getattr(loaded, f"{name}_{SUFFIX_WITH_HALF[dtype]}")(ctypes.byref(call))
     if failed:
         raise MemoryError(f"{name}: {failed} threads got no memory to work in")

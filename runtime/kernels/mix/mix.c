@@ -54,11 +54,16 @@ struct call {
     }
 
 #define REAL float
+#define HALF 0
 #define NAME(name) name##_float
 #include "mix.h"
-#undef REAL
-#undef NAME
 
 #define REAL double
+#define HALF 0
 #define NAME(name) name##_double
+#include "mix.h"
+
+#define REAL float
+#define HALF 1
+#define NAME(name) name##_bfloat16
 #include "mix.h"

@@ -1,28 +1,56 @@
-/* The kernel for one type, REAL; included by mix.c once for each. */
+/* The kernel for one type, REAL; included by mix.c once for each. HALF: everything is read and written
+ * in bfloat16 and REAL is float; forward only, and nothing is rounded but results. */
 
 #include "vectors.h"
+#include "bfloat16.h"
+
+#if HALF
+#define ELEMENT uint16_t
+typedef uint16_t NAME(halves) __attribute__((vector_size(VECTOR_BYTES / 2), aligned(2), may_alias));
+typedef uint32_t NAME(words) __attribute__((vector_size(VECTOR_BYTES)));
+
+INLINE VEC NAME(load)(const uint16_t *x)
+{
+    return (VEC)(__builtin_convertvector(*(const NAME(halves) *)x, NAME(words)) << 16);
+}
+
+INLINE float NAME(one)(uint16_t x) { return (union float_bits){.bits = (uint32_t)x << 16}.real; }
+#else
+#define ELEMENT REAL
+INLINE VEC NAME(load)(const REAL *x) { return *(const VEC *)x; }
+INLINE REAL NAME(one)(REAL x) { return x; }
+#endif
 
 /* What one thread works in. */
 struct NAME(work) {
     int64_t pitch;                 /* elements from row to row of scratch */
     int64_t active;                /* number of ways that anything is computed for */
     int64_t *way, *slot;           /* [ways]: of each slot its way, of each way its slot or -1 */
-    const REAL **sources;          /* [sources] rows of this token */
+    const ELEMENT **sources;       /* [sources] rows of this token */
     const REAL **weights;          /* [active] rows of this token's weights */
     REAL **streams;                /* [active] where the streams of this token stand */
     REAL *scratch, *deltas;        /* [active, pitch] streams; their gradients */
     REAL *ones, *zeros;            /* [pitch] for a norm without gain or bias */
+    REAL *wide, *made;             /* of bfloat16: weights, gains and biases; a row of a result */
+    const REAL **gains, **biases;  /* [norms] */
     REAL *dgains, *dbiases;        /* [norms, pitch] summed since the last flush */
     REAL *dshared;                 /* [active, sources] likewise, for weights that tokens share */
     char *block;
 };
 
+/* A row as REAL: where it stands, or in `room` where it is of bfloat16. */
+INLINE const REAL *NAME(vector)(const void *x, REAL *room, int64_t n)
+{
+    return HALF ? (const REAL *)row_of(1, x, 0, (float *)room, n) : (const REAL *)x;
+}
+
 static int NAME(start)(struct NAME(work) *w, const struct call *c, int backward)
 {
     const int64_t pitch = (c->width + LANES - 1) / LANES * LANES;
-    const int64_t rows = c->ways * (1 + backward) + 2 + 2 * c->norms * backward;
-    const size_t reals = (size_t)(rows * pitch + c->ways * c->sources) * sizeof(REAL);
-    const size_t words = (size_t)(4 * c->ways + c->sources) * 8;
+    const int64_t rows = c->ways * (1 + backward) + 2 + 2 * c->norms * backward
+                         + HALF * (1 + 2 * c->norms);
+    const size_t reals = (size_t)(rows * pitch + c->ways * c->sources * (1 + HALF)) * sizeof(REAL);
+    const size_t words = (size_t)(4 * c->ways + c->sources + 2 * c->norms) * 8;
     memset(w, 0, sizeof *w);
     w->block = calloc(1, reals + words + 64);
     if (!w->block) return 1;
@@ -42,6 +70,12 @@ static int NAME(start)(struct NAME(work) *w, const struct call *c, int backward)
         w->dbiases = at;
         at += c->norms * pitch;
     }
+    if (HALF) {
+        w->made = at;
+        at += pitch * (1 + 2 * c->norms); /* and gains and biases behind it */
+        w->wide = at;
+        at += c->ways * c->sources;
+    }
     w->dshared = at;
     at += c->ways * c->sources;
     int64_t *word = (int64_t *)(((uintptr_t)at + 7) / 8 * 8);
@@ -49,8 +83,15 @@ static int NAME(start)(struct NAME(work) *w, const struct call *c, int backward)
     w->slot = word + c->ways;
     w->weights = (const REAL **)(word + 2 * c->ways);
     w->streams = (REAL **)(word + 3 * c->ways);
-    w->sources = (const REAL **)(word + 4 * c->ways);
+    w->sources = (const ELEMENT **)(word + 4 * c->ways);
+    w->gains = (const REAL **)(word + 4 * c->ways + c->sources);
+    w->biases = w->gains + c->norms;
     for (int64_t d = 0; d < pitch; d++) w->ones[d] = 1;
+    for (int64_t i = 0; i < c->norms; i++) {
+        REAL *room = w->made + (1 + 2 * i) * pitch;
+        w->gains[i] = c->gains ? NAME(vector)(c->gains[i], room, c->width) : w->ones;
+        w->biases[i] = c->biases ? NAME(vector)(c->biases[i], room + pitch, c->width) : w->zeros;
+    }
     for (int64_t way = 0; way < c->ways; way++) w->slot[way] = -1;
     for (int64_t i = 0; i < c->norms + c->raws; i++) {
         const int64_t way = c->outputs[i];
@@ -64,9 +105,10 @@ static int NAME(start)(struct NAME(work) *w, const struct call *c, int backward)
 /* The rows of token t. */
 static void NAME(point)(struct NAME(work) *w, const struct call *c, int64_t t)
 {
-    const REAL *weights = (const REAL *)c->weights + t * c->weight_stride;
+    const REAL *weights =
+        NAME(vector)((const ELEMENT *)c->weights + t * c->weight_stride, w->wide, c->ways * c->sources);
     for (int64_t l = 0; l < c->sources; l++)
-        w->sources[l] = (const REAL *)c->history[l] + t * c->history_strides[l];
+        w->sources[l] = (const ELEMENT *)c->history[l] + t * c->history_strides[l];
     for (int64_t a = 0; a < w->active; a++) {
         w->weights[a] = weights + w->way[a] * c->sources;
         w->streams[a] = w->scratch + a * w->pitch;
@@ -81,11 +123,11 @@ INLINE void NAME(tile)(const int n, const int unroll, const struct NAME(work) *w
     for (int i = 0; i < n; i++)
         for (int u = 0; u < unroll; u++) sum[i][u] = (VEC){0};
     for (int64_t l = 0; l < sources; l++) {
-        const REAL *row = w->sources[l] + d;
+        const ELEMENT *row = w->sources[l] + d;
         VEC x[UNROLL];
         for (int u = 0; u < unroll; u++) {
             __builtin_prefetch((const char *)(row + u * LANES) + AHEAD, 0, 2);
-            x[u] = *(const VEC *)(row + u * LANES);
+            x[u] = NAME(load)(row + u * LANES);
         }
         for (int i = 0; i < n; i++) {
             const REAL weight = w->weights[first + i][l];
@@ -107,7 +149,7 @@ INLINE void NAME(sum)(const int n, const struct NAME(work) *w, int64_t first, co
     for (; d < width; d++)
         for (int i = 0; i < n; i++) {
             REAL sum = 0;
-            for (int64_t l = 0; l < sources; l++) sum += w->weights[first + i][l] * w->sources[l][d];
+            for (int64_t l = 0; l < sources; l++) sum += w->weights[first + i][l] * NAME(one)(w->sources[l][d]);
             w->streams[first + i][d] = sum;
         }
 }
@@ -123,33 +165,35 @@ static void NAME(forward_token)(struct NAME(work) *w, const struct call *c, int6
 {
     const int64_t width = c->width;
     NAME(point)(w, c, t);
-    for (int64_t i = c->norms; i < c->norms + c->raws; i++)
+    for (int64_t i = c->norms; i < c->norms + c->raws && !HALF; i++)
         w->streams[w->slot[c->outputs[i]]] = (REAL *)c->rows[i] + t * width;
     NAME(sums)(w, c);
     for (int64_t i = 0; i < c->norms; i++) {
         const REAL *restrict x = w->streams[w->slot[c->outputs[i]]];
-        const REAL *restrict gain = c->gains ? c->gains[i] : w->ones;
-        const REAL *restrict bias = c->biases ? c->biases[i] : w->zeros;
-        REAL *restrict y = (REAL *)c->rows[i] + t * width;
+        const REAL *restrict gain = w->gains[i], *restrict bias = w->biases[i];
+        REAL *restrict y = HALF ? w->made : (REAL *)c->rows[i] + t * width;
         REAL mean, scale;
         NAME(statistics)(x, width, c->kind == LAYER_NORM, c->eps, &mean, &scale);
 #pragma omp simd
         for (int64_t d = 0; d < width; d++) y[d] = (x[d] - mean) * scale * gain[d] + bias[d];
+        end_row(HALF, c->rows[i], t * width, (const float *)y, width);
     }
     for (int64_t i = c->norms; i < c->norms + c->raws; i++) { /* a way that is asked for twice */
         const REAL *x = w->streams[w->slot[c->outputs[i]]];
         REAL *y = (REAL *)c->rows[i] + t * width;
-        if (x != y) memcpy(y, x, (size_t)width * sizeof(REAL));
+        end_row(HALF, c->rows[i], t * width, (const float *)x, width);
+        if (!HALF && x != y) memcpy(y, x, (size_t)width * sizeof(REAL));
     }
 }
 
+#if !HALF
 /* Adds to `delta` the gradient that output i sends to its stream x; sums those of gain and bias. */
 static void NAME(norm_backward)(struct NAME(work) *w, const struct call *c, int64_t i,
                                 const REAL *restrict x, const REAL *restrict dy,
                                 REAL *restrict delta)
 {
     const int64_t width = c->width;
-    const REAL *restrict gain = c->gains ? c->gains[i] : w->ones;
+    const REAL *restrict gain = w->gains[i];
     REAL mean, scale, dot = 0, sum = 0;
     NAME(statistics)(x, width, c->kind == LAYER_NORM, c->eps, &mean, &scale);
 #pragma omp simd reduction(+ : dot, sum)
@@ -293,6 +337,8 @@ static void NAME(flush)(struct NAME(work) *w, const struct call *c, double *tota
     memset(w->dshared, 0, (size_t)(w->active * c->sources) * sizeof(REAL));
 }
 
+#endif
+
 /* Both return how many threads got no memory: 0 when all is well. */
 int NAME(mix_forward)(const struct call *c)
 {
@@ -311,6 +357,7 @@ int NAME(mix_forward)(const struct call *c)
     return failed;
 }
 
+#if !HALF
 int NAME(mix_backward)(const struct call *c)
 {
     const int64_t sums = 2 * c->norms * c->width + c->ways * c->sources;
@@ -334,3 +381,9 @@ int NAME(mix_backward)(const struct call *c)
     }
     return failed;
 }
+#endif
+
+#undef ELEMENT
+#undef HALF
+#undef REAL
+#undef NAME

@@ -10,6 +10,8 @@ from torch import Tensor
 
 SUFFIX = {torch.float32: "float", torch.float64: "double"}
 """The end of a C function's name, by the type it is compiled for."""
+SUFFIX_WITH_HALF = {**SUFFIX, torch.bfloat16: "bfloat16"}
+"""The same where bfloat16 is read and written, and computed in float."""
 ELEMENTS_PER_THREAD = 32768  # a thread more for less work than this costs more than it saves
 
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX, alike, threads
+from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF, alike, threads
 
 NORMS = ("layer_norm", "rms_norm")  # numbered as in norms.c
-TYPES = {**SUFFIX, torch.bfloat16: "bfloat16"}  # the end of a function's name
 WIDEST, MOST = 8192, 2
 
 _Pair = ctypes.c_void_p * MOST
@@ -44,7 +43,7 @@ class Plan:
 
 def takes(x: Tensor, *others: Tensor | None) -> bool:
     """Whether these tensors are computed here."""
-    if x.dtype not in TYPES or not alike(x, *others) or not 0 < x.shape[-1] <= WIDEST:
+    if x.dtype not in SUFFIX_WITH_HALF or not alike(x, *others) or not 0 < x.shape[-1] <= WIDEST:
         return False
     return native.library("norms") is not None
 
@@ -107,4 +106,4 @@ def _run(name: str, call: _Call, x: Tensor) -> None:
     loaded = native.library("norms")
     assert loaded is not None
     if x.numel():
-        getattr(loaded, f"{name}_{TYPES[x.dtype]}")(ctypes.byref(call))
+        getattr(loaded, f"{name}_{SUFFIX_WITH_HALF[x.dtype]}")(ctypes.byref(call))

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF
 from multiway.runtime.kernels.norms import compiled
 from multiway.runtime.kernels.norms.compiled import Plan
 
@@ -112,7 +113,7 @@ def _refusal(x: Tensor, fewest: int) -> str | None:
     """torch's own composition is as good where there is no C, and for little to do."""
     if x.device.type != "cpu":
         return f"x is on {x.device.type}"
-    if x.dtype not in compiled.TYPES:
+    if x.dtype not in SUFFIX_WITH_HALF:
         return f"x is {x.dtype}"
     if x.numel() < fewest:
         return f"x is small: {x.numel()} numbers"
