@@ -19,10 +19,12 @@ def unchanged(marks: Sequence[Mark], tensors: Sequence[Tensor]) -> bool:
     """Whether these are the marked tensors, not written to since. Another one may lie where one was
     that is gone.
     """
-    return len(marks) == len(tensors) and all(
-        ref() is x and place == x.data_ptr() and version == _version(x)
-        for (ref, place, version), x in zip(marks, tensors, strict=True)
-    )
+    if len(marks) != len(tensors):
+        return False
+    for (ref, place, version), x in zip(marks, tensors, strict=True):
+        if ref() is not x or place != x.data_ptr() or version != _version(x):
+            return False
+    return True
 
 
 def _version(x: Tensor) -> int:

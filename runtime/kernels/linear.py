@@ -9,7 +9,7 @@ from multiway.runtime.kernels.kernel import Kernel
 
 
 def _refuses(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
-    return None if prepacked.known([weight]) else "no copy of its weight is kept"
+    return None if prepacked.serves(x, [weight]) else "no copy of its weight is kept"
 
 
 KERNELS = [

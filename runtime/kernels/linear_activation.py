@@ -46,7 +46,7 @@ def linear_activation(
     RuntimeError.
     """
     given = (x, weight, bias, gain, shift)
-    if prepacked.known([weight]) and _not_in_c(*given, norm=norm) is not None:
+    if prepacked.serves(x, [weight]) and _not_in_c(*given, norm=norm) is not None:
         return _behind(prepacked.linear(x, weight, bias), gain, shift, norm=norm, eps=eps)
     plan = Plan(norm=norm, eps=eps)
     if torch.is_grad_enabled() and any(e is not None and e.requires_grad for e in given):
@@ -121,7 +121,7 @@ def _refuses(
     if autocasts(x):
         return "autocast decides the types of products"
     reason = _not_in_c(x, weight, bias, gain, shift, norm=norm)
-    return None if reason and prepacked.known([weight]) else reason
+    return None if reason and prepacked.serves(x, [weight]) else reason
 
 
 def _not_in_c(

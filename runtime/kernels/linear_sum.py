@@ -27,7 +27,7 @@ def linear_sum(
     residual: [*, F]; xs: [*, D_i]; weights: [F, D_i]; biases: [F] each, or none -> [*, F].
     A second backward pass through it raises RuntimeError.
     """
-    if _known(weights):
+    if _served(xs, weights):
         if (found := _by_copies(residual, xs, weights, biases)) is not None:
             return found
         if residual.dtype.itemsize < 4:
@@ -38,8 +38,8 @@ def linear_sum(
     return y
 
 
-def _known(weights: Sequence[Tensor]) -> bool:
-    return all(prepacked.known([weight]) for weight in weights)
+def _served(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
+    return all(prepacked.serves(x, [w]) for x, w in zip(xs, weights, strict=True))
 
 
 def _by_copies(
@@ -120,7 +120,7 @@ def _refuses(
         return "a compiler fuses the additions itself"
     if autocasts(residual):
         return "autocast decides the types of products"
-    if residual.dtype.itemsize < 4 and not _known(weights):
+    if residual.dtype.itemsize < 4 and not _served(xs, weights):
         return f"{residual.dtype}: sums of several products are rounded between them"
     if any(x.dtype != residual.dtype for x in (*xs, *weights)):
         return "types differ"

@@ -19,13 +19,13 @@ that was told is forgotten with its weight, and laid out again where the weight 
 from __future__ import annotations
 
 import functools
-from collections.abc import MutableMapping, Sequence
+import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from multiway.runtime.kernels.kernel import autocasts, traced
 from multiway.runtime.marks import Mark, mark, unchanged
@@ -34,17 +34,36 @@ FEWEST_ROWS = 32  # of a product in float32: below, it does not gain,
 SMALLEST = (
     1 << 19
 )  # nor do weights of fewer numbers: 2048 x 256 -> 1024 0.97, added to a residual 1.02
+FEWEST = 1 << 19  # multiplications: below, and cold, what is asked here takes longer than it saves
 PATIENCE = 4  # so many calls in a row with another number of rows, and MKL's copy is made for that
 
 
 def tell(weights: Sequence[Tensor]) -> None:
     """Lets the linears of these weights, which read one input, use a copy of them from now on."""
-    _told.setdefault(weights[0], {}).setdefault(len(weights), _Entry())
+    first = weights[0]
+    told = _find(first)
+    if told is None:
+        gone = functools.partial(_forget, id(first))
+        _told[id(first)] = told = weakref.ref(first, gone), {}
+    told[1].setdefault(len(weights), _Entry())
+
+
+def known(weights: Sequence[Tensor]) -> bool:
+    """Whether these weights were told. Never while compiling, which cannot look."""
+    if torch.compiler.is_compiling():
+        return False
+    told = _find(weights[0])
+    return told is not None and len(weights) in told[1]
+
+
+def serves(x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether there may be a copy for this call: the weights were told, and it is worth asking."""
+    return x.numel() * len(weights[0]) >= FEWEST and known(weights)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """torch's linear, or that of the copy: x [*, D], weight [F, D], bias [F] -> [*, F]."""
-    found = linears(x, [weight], () if bias is None else [bias])
+    found = linears(x, (weight,), () if bias is None else (bias,))
     return F.linear(x, weight, bias) if found is None else found[0]
 
 
@@ -53,46 +72,43 @@ def linears(
 ) -> Sequence[Tensor] | None:
     """linear(x, weight_i, bias_i) of each, or None where there is no copy for this call."""
     copy = _copy(x, weights, biases)
-    if copy is None:
-        return None
-    found = copy.linears(x.reshape(-1, x.shape[-1]).contiguous(), weights, biases)
-    return [each.view(*x.shape[:-1], each.shape[-1]) for each in found]
+    return None if copy is None else copy.linears(x.contiguous(), weights, biases)
 
 
 def added(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
     """residual [*, F] + linear(x, weight, bias), or None where there is no copy for this call."""
-    biases = () if bias is None else [bias]
-    copy = _copy(x, [weight], biases) if residual.dtype == x.dtype else None
-    if copy is None or _learns([residual]):
+    if residual.dtype != x.dtype or (torch.is_grad_enabled() and residual.requires_grad):
         return None
-    rows = residual.reshape(-1, residual.shape[-1]).contiguous()
-    return copy.added(rows, x.reshape(-1, x.shape[-1]).contiguous(), weight, bias).view_as(residual)
-
-
-def known(weights: Sequence[Tensor]) -> bool:
-    """Whether these weights were told. Never while compiling, which cannot look."""
-    return not torch.compiler.is_compiling() and len(weights) in _told.get(weights[0], ())
+    copy = _copy(x, (weight,), () if bias is None else (bias,))
+    return None if copy is None else copy.added(residual.contiguous(), x.contiguous(), weight, bias)
 
 
 def _copy(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> _OneDNN | _MKL | None:
-    if torch.compiler.is_compiling():
+    """A copy for this call. Small products take as long as what is asked here: cheapest first."""
+    if torch.compiler.is_compiling() or x.numel() * len(weights[0]) < FEWEST:
         return None
-    told = _told.get(weights[0])
-    entry = None if told is None else told.get(len(weights))
-    if entry is None or traced() or not _ordinary(x) or autocasts(x):
+    told = _find(weights[0])
+    entry = None if told is None else told[1].get(len(weights))
+    if entry is None or type(x) not in (Tensor, nn.Parameter) or not x.is_cpu:
         return None
-    given = [*weights, *biases]
-    if any(each.dtype != x.dtype for each in given) or _learns([x, *given]):
+    if not _available(x.dtype) or traced() or autocasts(x):
         return None
-    return entry.copy(weights, biases, x.numel() // x.shape[-1])
+    given = (*weights, *biases)
+    if torch.is_grad_enabled() and any(each.requires_grad for each in (x, *given)):
+        return None
+    return entry.copy(x.dtype, weights, biases, x.numel() // x.shape[-1])
 
 
-def _ordinary(x: Tensor) -> bool:
-    return type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.numel() > 0 and _available(x.dtype)
+def _find(weight: Tensor) -> _Told | None:
+    """What was told of a weight. Another one may have the number of one that is gone."""
+    told = _told.get(id(weight))
+    return told if told is not None and told[0]() is weight else None
 
 
-def _learns(tensors: Sequence[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(each.requires_grad for each in tensors)
+def _forget(number: int, gone: weakref.ref[Tensor]) -> None:
+    told = _told.get(number)
+    if told is not None and told[0] is gone:
+        del _told[number]
 
 
 @functools.cache
@@ -121,18 +137,23 @@ class _Entry:
         self.others = 0  # calls in a row with a number of rows that the copy is not for
 
     def copy(
-        self, weights: Sequence[Tensor], biases: Sequence[Tensor], rows: int
+        self, dtype: torch.dtype, weights: Sequence[Tensor], biases: Sequence[Tensor], rows: int
     ) -> _OneDNN | _MKL | None:
-        given = [*weights, *biases]
-        mkl = given[0].dtype == torch.float32
+        """The copy for x of this type and so many rows, or None."""
+        mkl = dtype == torch.float32
+        if mkl and rows < FEWEST_ROWS:
+            return None
+        given = (*weights, *biases)
         if self.made is not None and unchanged(self.marks, given):
             if not mkl or self.made.rows == rows:
                 self.others = 0
-                return self.made
+                return self.made if given[0].dtype == dtype else None
             self.others += 1
             if self.others < PATIENCE:
                 return None
-        if mkl and (rows < FEWEST_ROWS or any(each.numel() < SMALLEST for each in weights)):
+        if any(each.dtype != dtype for each in given):
+            return None
+        if mkl and any(each.numel() < SMALLEST for each in weights):
             return None
         with torch.inference_mode(False), torch.no_grad():
             self.made = _made(weights, biases, rows)
@@ -165,8 +186,9 @@ class _OneDNN:
         )
 
     def linears(self, x: Tensor, *_: Sequence[Tensor]) -> Sequence[Tensor]:
-        y = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
-        return torch.split(y, self.widths, -1)
+        apply = torch.ops.mkldnn._linear_pointwise.default
+        y: Tensor = apply(x, self.weight, self.bias, "none", [], "")
+        return (y,) if len(self.widths) == 1 else torch.split(y, self.widths, -1)
 
     def added(self, residual: Tensor, x: Tensor, *_: Tensor | None) -> Tensor:
         apply = torch.ops.mkldnn._linear_pointwise.binary
@@ -189,7 +211,7 @@ class _MKL:
     def linears(
         self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
     ) -> Sequence[Tensor]:
-        apply = torch.ops.mkl._mkl_linear
+        apply = torch.ops.mkl._mkl_linear.default
         given: Sequence[Tensor | None] = biases or [None] * len(weights)
         return [
             apply(x, copy, weight, bias, self.rows)
@@ -201,5 +223,6 @@ class _MKL:
         return y.add_(residual)
 
 
-_told: MutableMapping[Tensor, dict[int, _Entry]] = WeakTensorKeyDictionary()
-"""The first weight of a product to {number of its weights: its copy}."""
+_Told = tuple[weakref.ref[Tensor], dict[int, _Entry]]
+_told: dict[int, _Told] = {}
+"""The id of the first weight of a product to that weight and, by their number, copies."""

@@ -54,6 +54,7 @@ def watched(ran: list[str], name: str, inner: Any) -> Any:
 def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of what ran by a copy. Small weights are copied, too."""
     monkeypatch.setattr(prepacked, "SMALLEST", 1)
+    monkeypatch.setattr(prepacked, "FEWEST", 1)
     ran: list[str] = []
     for kind in (prepacked._OneDNN, prepacked._MKL):
         for name in ("linears", "added"):
@@ -190,11 +191,8 @@ def test_copies_of_mkl_are_for_one_number_of_rows(dtype: torch.dtype, used: list
 
     prepacked.tell(weights[:1])
     assert not run(1) and run(ROWS) and not run(1)
-    assert [run(2 * ROWS) for _ in range(prepacked.PATIENCE)] == [
-        *[False] * (prepacked.PATIENCE - 2),
-        True,
-        True,
-    ]
+    others = prepacked.PATIENCE - 1
+    assert [run(2 * ROWS) for _ in range(others + 2)] == [*[False] * others, True, True]
     assert not run(ROWS) and run(2 * ROWS) and not run(ROWS)
 
 
@@ -287,7 +285,26 @@ def test_copies_leave_room(monkeypatch: pytest.MonkeyPatch, used: list[str]) -> 
     assert not prepacked.known([model.get_parameter("heads.lm.weight")])
 
 
-def test_the_kernel_says_why_not() -> None:
+@of_every_type
+def test_small_products_are_left_to_torch(
+    dtype: torch.dtype, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weights, biases = made(dtype)
+    prepacked.tell(weights[:1])
+    monkeypatch.setattr(prepacked, "FEWEST", x.numel() * 24 + 1)
+    residual = torch.zeros(2, ROWS, 24, dtype=dtype)
+    prepacked.linear(x, weights[0], biases[0])
+    linear_sum(residual, [x], weights[:1], biases[:1])
+    assert not used
+    assert (kernels()["linear_sum"].refuses(residual, [x], weights[:1]) is None) == (
+        dtype == torch.float32
+    )
+    monkeypatch.setattr(prepacked, "FEWEST", x.numel() * 24)
+    prepacked.linear(x, weights[0], biases[0])
+    assert used
+
+
+def test_the_kernel_says_why_not(used: list[str]) -> None:
     x, weights, biases = made(torch.float32)
     refuses = kernels()["linear"].refuses
     assert refuses(x, weights[0], biases[0]) == "no copy of its weight is kept"
