@@ -95,7 +95,8 @@ class Floor:
 def gemm_floor(
     run: Callable[[], Any], *, cache_bytes: int = CACHE_BYTES, near_bytes: int = NEAR_BYTES
 ) -> Floor:
-    """Runs a callable once, recording its matrix products, convolutions and attention calls.
+    """Runs a callable, and once more recording its matrix products, convolutions and attention
+    calls: what only the first call makes, such as weights with norms folded in, is none of them.
 
     The result replays them. A tensor stands for itself: it is replayed from a buffer of its own,
     but for so many tensors of one size that `cache_bytes` cannot hold their buffers, which then
@@ -103,6 +104,7 @@ def gemm_floor(
     itself had made, and touched within the last `near_bytes` of reads and writes, is replayed from
     one buffer for each place in a call, so that they are not colder either.
     """
+    run()
     with _Recorder(cache_bytes, near_bytes) as recorder:
         run()
     return Floor(recorder.calls, recorder.kept)

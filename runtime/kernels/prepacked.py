@@ -91,7 +91,7 @@ def _copy(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> _On
     entry = None if told is None else told[1].get(len(weights))
     if entry is None or type(x) not in (Tensor, nn.Parameter) or not x.is_cpu:
         return None
-    if not _available(x.dtype) or traced() or autocasts(x):
+    if traced() or autocasts(x) or not _available(x.dtype):
         return None
     given = (*weights, *biases)
     if torch.is_grad_enabled() and any(each.requires_grad for each in (x, *given)):

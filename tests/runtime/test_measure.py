@@ -562,3 +562,12 @@ def test_the_settings_are_recorded() -> None:
     found = keep_memory().record()
     assert set(found) == {"library", "settings", "reason"}
     assert bool(keep_memory()) == bool(found["settings"])
+
+
+def test_a_floor_has_nothing_that_is_made_once() -> None:
+    counts = []
+    for options in ({"mode": "train"}, {"mode": "inference"}):
+        model = mw.compile("pythia-test", **options)  # type: ignore[arg-type]
+        with torch.no_grad():
+            counts.append(gemm_floor(lambda m=model: m(tokens=torch.arange(9)[None])).counts())  # type: ignore[misc]
+    assert sum(counts[0].values()) == sum(counts[1].values())
