@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -139,6 +140,13 @@ CASES = (
     _mudd("12x768", 2, 1.03, train=False),
     _mudd("12x768", 2, 1.05, train=True),
     _mudd("24x256", 4, 1.12, train=False),
+    dataclasses.replace(
+        _mudd("24x256", 4, 0.0, train=False),
+        name="mudd-24x256-forward-bf16",
+        dtype="bfloat16",
+        mode="inference",
+        target=None,
+    ),
     _mudd("24x256", 4, 1.15, train=True),
     _mudd("24x256", 4, 1.20, train=False, native=False),
     _mudd("24x256", 4, 1.25, train=True, native=False),
