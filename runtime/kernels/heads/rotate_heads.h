@@ -3,12 +3,6 @@
 #include "vectors.h"
 #include "bfloat16.h"
 
-/* Row `at` of `rows`, and where that of a result is made; in `room` only where they are of bfloat16. */
-#define READ(rows, at, room)                                                                       \
-    (HALF ? (const REAL *)row_of(1, rows, at, (float *)(room), n) : (const REAL *)(rows) + (at))
-#define BEGIN(rows, at, room) (HALF ? (REAL *)(room) : (REAL *)(rows) + (at))
-#define END(rows, at, room) end_row(HALF, rows, at, (const float *)(room), n)
-
 /* Turns the leading pairs of x by the angles, or back for sign -1. x and y do not overlap. */
 INLINE void NAME(turn)(const struct call *c, const REAL *restrict x, const REAL *restrict cos,
                        const REAL *restrict sin, REAL sign, REAL *restrict y, int64_t n) {
@@ -142,9 +136,6 @@ void NAME(rotate_heads_backward)(const struct call *c) {
     }
 }
 
-#undef READ
-#undef BEGIN
-#undef END
 #undef HALF
 #undef REAL
 #undef NAME

@@ -31,3 +31,10 @@ INLINE float *begin_row(int half, void *rows, int64_t at, float *room) {
 INLINE void end_row(int half, void *rows, int64_t at, const float *room, int64_t n) {
     if (half) narrow(room, (uint16_t *)rows + at, n);
 }
+
+/* For code that is made for several types REAL, with HALF where rows of n numbers are of bfloat16 and
+ * REAL is float: row `at` of `rows`, and where that of a result is made. */
+#define READ(rows, at, room)                                                                       \
+    (HALF ? (const REAL *)row_of(1, rows, at, (float *)(room), n) : (const REAL *)(rows) + (at))
+#define BEGIN(rows, at, room) (HALF ? (REAL *)(room) : (REAL *)(rows) + (at))
+#define END(rows, at, room) end_row(HALF, rows, at, (const float *)(room), n)

@@ -3,12 +3,6 @@
 #include "rows.h"
 #include "bfloat16.h"
 
-/* Row `at` of `rows`, and where that of a result is made; in `room` only where they are of bfloat16. */
-#define READ(rows, at, room)                                                                       \
-    (HALF ? (const REAL *)row_of(1, rows, at, (float *)(room), n) : (const REAL *)(rows) + (at))
-#define BEGIN(rows, at, room) (HALF ? (REAL *)(room) : (REAL *)(rows) + (at))
-#define END(rows, at, room) end_row(HALF, rows, at, (const float *)(room), n)
-
 enum { NAME(ROOMS) = HALF ? 2 * MOST : 0 }; /* rows that hold gains and biases */
 
 /* Gains and biases, which every row reads. */
@@ -85,9 +79,6 @@ void NAME(norms_backward)(const struct call *c) {
                             c->totals + i * c->ways * 2 * c->width);
 }
 
-#undef READ
-#undef BEGIN
-#undef END
 #undef HALF
 #undef REAL
 #undef NAME
