@@ -5,12 +5,15 @@ bfloat16 and any number of rows, MKL for float32 and one number of rows. Measure
 2.13, AVX-512 and AMX, 2 cores, weights of 12 layers in turn; its time over that of torch's linear):
 
                               bfloat16   float32
-    1 x 768 -> 3072             0.71
-    8 x 768 -> 768              0.58
+    1 x 768 -> 3072             0.75
+    8 x 768 -> 768              0.62
     160 x 768 -> 3072           0.68       0.75
     788 x 768 -> 768            0.87       0.91
     788 x 768 -> 3 x 768        0.41       0.91      (three linears in bfloat16, one in float32)
     788 x 3072 -> 768           0.89       0.93
+
+In bfloat16 those of 160 and 788 rows were laid out for that many. Here the number is not told,
+which cost up to 19 hundredths at one row and up to 8 at more.
 
 Which weights is the pass pack_weights' business; `runtime/packing.py` tells them here. Everything
 that was told is forgotten with its weight, and laid out again where the weight was written to.
