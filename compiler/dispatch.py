@@ -24,9 +24,11 @@ def fast(name: str) -> Callable[..., Any]:
         return op.reference
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        if transforms() or (torch.compiler.is_exporting() and not kernel.portable):
-            return op.reference(*args, **kwargs)
-        if kernel.refuses(*args, **kwargs) is not None:
+        if torch.compiler.is_compiling():
+            taken = kernel.portable or not torch.compiler.is_exporting()
+        else:
+            taken = not transforms()
+        if not taken or kernel.refuses(*args, **kwargs) is not None:
             return op.reference(*args, **kwargs)
         return kernel.run(*args, **kwargs)
 

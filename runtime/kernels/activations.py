@@ -44,7 +44,7 @@ def _gelu_in_c(x: Tensor) -> bool:
     """Whether to compute gelu of x [*, F] in C: for float32 on the CPU. While a program is traced
     no size is looked at: the trace would hold for such sizes only.
     """
-    if traced() or x.device.type != "cpu" or x.dtype != torch.float32:
+    if traced() or not x.is_cpu or x.dtype != torch.float32:
         return False
     return x.numel() >= FEWEST and x.shape[-1] <= gelu.WIDEST and native.refused("gelu") is None
 

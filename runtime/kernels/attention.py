@@ -57,7 +57,7 @@ def _rows(x: Tensor) -> Tensor:
 
 def _repeats(query: Tensor, mask: Tensor | None) -> bool:
     """Whether grouped key heads are written out for each query head."""
-    if query.device.type != "cpu":
+    if not query.is_cpu:
         return mask is not None  # off the CPU no fused path takes both
     # The flash path adds the key gradients of a group in the type itself: measured five times
     # farther from float64 than the sum behind a copy, which is taken in float32.
@@ -71,7 +71,7 @@ def _both(query: Tensor, key: Tensor) -> bool:
     of the time less. torch documents the two as exclusive, hence the trial, and never in a program
     that may run elsewhere.
     """
-    if query.device.type != "cpu" or torch.compiler.is_compiling():
+    if not query.is_cpu or torch.compiler.is_compiling():
         return False
     if 0 in query.shape or 0 in key.shape:
         return False

@@ -37,6 +37,8 @@ class Kernel:
 
 def autocasts(x: torch.Tensor) -> bool:
     """Whether autocast chooses the types of products on the device of x."""
+    if x.is_cpu:
+        return torch.is_autocast_enabled("cpu")
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 

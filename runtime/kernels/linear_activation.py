@@ -133,7 +133,7 @@ def _not_in_c(
     *,
     norm: str,
 ) -> str | None:
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device.type}"
     if x.dtype not in (gelu.TYPES if norm else (torch.float32,)):
         return f"x is {x.dtype}"

@@ -91,7 +91,7 @@ def _linear_cross_entropy(
 
 def _kept(counted: Tensor) -> Tensor | None:
     """Numbers of the tokens that count, where leaving the others out costs no wait for a device."""
-    if counted.device.type != "cpu" or bool(counted.all()):
+    if not counted.is_cpu or bool(counted.all()):
         return None
     return counted.nonzero()[:, 0]
 

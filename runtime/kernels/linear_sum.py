@@ -39,7 +39,7 @@ def linear_sum(
 
 
 def _served(xs: Sequence[Tensor], weights: Sequence[Tensor]) -> bool:
-    return all(prepacked.serves(x, [w]) for x, w in zip(xs, weights, strict=True))
+    return all(prepacked.serves(x, (w,)) for x, w in zip(xs, weights, strict=True))
 
 
 def _by_copies(
@@ -122,8 +122,10 @@ def _refuses(
         return "autocast decides the types of products"
     if residual.dtype.itemsize < 4 and not _served(xs, weights):
         return f"{residual.dtype}: sums of several products are rounded between them"
-    if any(x.dtype != residual.dtype for x in (*xs, *weights)):
-        return "types differ"
+    dtype = residual.dtype
+    for x in (*xs, *weights):
+        if x.dtype is not dtype:
+            return "types differ"
     return None
 
 

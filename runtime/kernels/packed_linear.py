@@ -120,20 +120,20 @@ def _ordinary(*tensors: Tensor) -> bool:
 
 def gains_from_adjacency(weights: Sequence[Tensor]) -> bool:
     """Whether one product over weights [F_i, D] is ever taken. Only then is moving them of use."""
-    if not weights or weights[0].device.type != "cpu":
+    if not weights or not weights[0].is_cpu:
         return bool(weights)
     narrow = weights[0].shape[-1] <= NARROW
     return narrow and any(weight.shape[0] % 16 for weight in weights)
 
 
 def _one_product(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    many = x.device.type != "cpu" or x.numel() >= MANY_TOKENS * x.shape[-1]
+    many = not x.is_cpu or x.numel() >= MANY_TOKENS * x.shape[-1]
     return many and gains_from_adjacency(weights)
 
 
 def _large(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether to look any further; elsewhere than on the CPU calls cost more than what they do."""
-    if len(weights) < 2 or x.device.type != "cpu":
+    if len(weights) < 2 or not x.is_cpu:
         return len(weights) > 1
     return x.numel() * sum(weight.shape[0] for weight in weights) >= LARGE_PRODUCT
 

@@ -76,7 +76,7 @@ def _call(
 
 
 def _refuses(a: Tensor, b: Tensor, balance: Tensor) -> str | None:
-    if a.device.type != "cpu":
+    if not a.is_cpu:
         return f"a is on {a.device.type}"
     if autocasts(a) or a.dtype not in SUFFIX:
         return f"a is {a.dtype}"

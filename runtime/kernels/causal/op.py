@@ -73,7 +73,7 @@ def _hides_keys(mask: Tensor | None, batch: int, keys: int) -> bool:
     """Whether there is no mask, or one of keys."""
     if mask is None:
         return True
-    if type(mask) is not Tensor or mask.device.type != "cpu" or mask.dtype != torch.bool:
+    if type(mask) is not Tensor or not mask.is_cpu or mask.dtype != torch.bool:
         return False
     return tuple(mask.shape) in ((1, 1, 1, keys), (batch, 1, 1, keys))
 

@@ -126,7 +126,7 @@ def dispatch(gates: Tensor, most: int) -> Dispatch:
 
 def is_static(gates: Tensor) -> bool:
     """Whether shapes must not depend on data."""
-    return gates.device.type != "cpu" or torch.compiler.is_compiling()
+    return not gates.is_cpu or torch.compiler.is_compiling()
 
 
 def _static(gates: Tensor, most: int) -> Dispatch:

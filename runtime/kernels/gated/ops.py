@@ -55,7 +55,7 @@ def _refuses(x: Tensor, gate: Tensor, *, kind: str) -> str | None:
         return "a compiler fuses the product itself"
     if kind not in compiled.KINDS:
         return f"activation {kind}"
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device.type}"
     if x.dtype != torch.float32 or not alike(x, gate):
         return f"types are not all float32: {x.dtype}"

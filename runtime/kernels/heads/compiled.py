@@ -42,22 +42,23 @@ class Plan:
 
 def takes(plan: Plan, x: Tensor, *others: Tensor | None) -> bool:
     """Whether these tensors (x, cos, sin, gain, bias) are computed here."""
+    cos, sin, gain, bias = others
     if x.dtype not in SUFFIX_WITH_HALF or x.shape[-1] // plan.heads > WIDEST:
         return False
-    cos, sin, *affine = others
-    if not alike(x, *affine) or not all(
-        each is None or (alike(each) and each.dtype in (x.dtype, _wide(x))) for each in (cos, sin)
-    ):
+    if not alike(x, gain, bias) or not (cos is None or sin is None or alike(cos, sin)):
+        return False
+    if cos is not None and cos.dtype is not x.dtype and cos.dtype is not _wide(x):
         return False
     return native.library("rotate_heads") is not None
 
 
 def forward(plan: Plan, *inputs: Tensor | None) -> Tensor:
     """x [B, T, H * E], cos, sin, gain, bias -> [B, H, T, E], laid out as [B, T, H, E]."""
-    call, kept = _call(plan, inputs)
-    y = kept[0].new_empty(call.batch, call.length, call.heads, call.width)
-    call.out = y.data_ptr()
-    _run("rotate_heads_forward", call, y)
+    x, *_ = inputs
+    assert x is not None
+    batch, length, channels = x.shape
+    y = x.new_empty(batch, length, plan.heads, channels // plan.heads)
+    _run("rotate_heads_forward", _call(plan, inputs, y), y)
     return y.transpose(1, 2)
 
 
@@ -65,60 +66,72 @@ def backward(
     plan: Plan, grad: Tensor, *inputs: Tensor | None
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of x, gain and bias from that of the result."""
-    call, kept = _call(plan, inputs)
-    grad = _rows(grad)
+    x, *_, gain, bias = inputs
+    assert x is not None
+    grad, x_grad = _rows(grad), x.new_empty(x.shape)
+    call = _call(plan, inputs, x_grad)
     call.grad_batch, call.grad_head, call.grad_token, _ = grad.stride()
-    x_grad = kept[0].new_empty(call.batch, call.length, call.heads * call.width)
     totals = torch.zeros(call.threads, 2, call.width, dtype=torch.float64)
-    call.grad, call.out, call.totals = grad.data_ptr(), x_grad.data_ptr(), totals.data_ptr()
+    call.grad, call.totals = grad.data_ptr(), totals.data_ptr()
     _run("rotate_heads_backward", call, x_grad)
-    *_, gain, bias = inputs
     of_gain, of_bias = totals.sum(0).to(x_grad.dtype).unbind()
     return x_grad, None if gain is None else of_gain, None if bias is None else of_bias
 
 
-def _call(plan: Plan, inputs: tuple[Tensor | None, ...]) -> tuple[_Call, list[Tensor]]:
-    """The call, and what must live as long as it does: x first."""
-    given = [None if each is None else _rows(each) for each in inputs]
-    x, cos, sin, gain, bias = given
-    cos, sin = (None if each is None else each.to(_wide(x)) for each in (cos, sin))
+def _call(plan: Plan, inputs: tuple[Tensor | None, ...], out: Tensor) -> _Call:
+    """The call, which keeps what it reads. out: of the type of x."""
+    x, cos, sin, gain, bias = inputs
     assert x is not None and (cos is None) == (sin is None)
-    batch, length, channels = x.shape
+    x = _rows(x)
+    (batch, length, channels), (x_batch, x_token, _) = x.shape, x.stride()
     width = channels // plan.heads
-    turned = table_batch = table_token = 0
-    if cos is not None and sin is not None:
-        turned = cos.shape[-1]
-        if cos.stride() != sin.stride():
-            cos, sin = cos.contiguous(), sin.contiguous()
-        table_batch, table_token = cos.stride(0) if cos.shape[0] > 1 else 0, cos.stride(1)
-        assert cos.shape == sin.shape == (cos.shape[0], length, turned)
-        assert cos.shape[0] in (1, batch) and 2 * turned <= width
-    assert all(each is None or each.shape == (width,) for each in (gain, bias))
     call = _Call(
         batch=batch,
         length=length,
         heads=plan.heads,
         width=width,
-        turned=turned,
         adjacent=plan.pairs == "adjacent",
         norm=NORMS.index(plan.norm),
         threads=threads(x.numel(), batch * length),
-        x_batch=x.stride(0),
-        x_token=x.stride(1),
-        table_batch=table_batch,
-        table_token=table_token,
+        x_batch=x_batch,
+        x_token=x_token,
         eps=plan.eps,
+        x=x.data_ptr(),
+        out=out.data_ptr(),
     )
-    for name, each in zip(
-        ("x", "cos", "sin", "gain", "bias"), (x, cos, sin, gain, bias), strict=True
-    ):
-        setattr(call, name, None if each is None else each.data_ptr())
-    return call, [each for each in (x, cos, sin, gain, bias) if each is not None]
+    if cos is not None and sin is not None:
+        cos, sin = _tables(call, cos, sin, _wide(x))
+    if gain is not None:
+        gain = _vector(gain, width)
+        call.gain = gain.data_ptr()
+    if bias is not None:
+        bias = _vector(bias, width)
+        call.bias = bias.data_ptr()
+    call.kept = x, cos, sin, gain, bias
+    return call
 
 
-def _wide(x: Tensor | None) -> torch.dtype:
+def _tables(call: _Call, cos: Tensor, sin: Tensor, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+    """cos and sin as the call reads them, and where."""
+    if cos.dtype is not wide:
+        cos, sin = cos.to(wide), sin.to(wide)
+    if cos.stride(-1) != 1 or cos.stride() != sin.stride():
+        cos, sin = cos.contiguous(), sin.contiguous()
+    (batch, length, turned), (of_batch, of_token, _) = cos.shape, cos.stride()
+    assert cos.shape == sin.shape and sin.dtype is wide and length == call.length
+    assert batch in (1, call.batch) and 2 * turned <= call.width
+    call.turned, call.cos, call.sin = turned, cos.data_ptr(), sin.data_ptr()
+    call.table_batch, call.table_token = of_batch if batch > 1 else 0, of_token
+    return cos, sin
+
+
+def _vector(x: Tensor, width: int) -> Tensor:
+    assert x.shape == (width,)
+    return _rows(x)
+
+
+def _wide(x: Tensor) -> torch.dtype:
     """The type of the tables for x."""
-    assert x is not None
     return torch.float32 if x.dtype == torch.bfloat16 else x.dtype
 
 

@@ -32,17 +32,16 @@ def rotate_heads(
     [B, T, H, E]. No gradient for cos and sin where the C kernel runs (`refuses` says so). Through
     that a second backward pass raises RuntimeError.
     """
-    attributes: dict[str, Any] = {"heads": heads, "norm": norm, "eps": eps, "pairs": pairs}
     if not norm and cos is None:
         return plain.split_heads(x, heads).transpose(1, 2)
     if not torch.compiler.is_compiling():
-        plan = compiled.Plan(**attributes)
+        plan = compiled.Plan(heads=heads, norm=norm, eps=eps, pairs=pairs)
         if compiled.takes(plan, x, cos, sin, gain, bias):
             if torch.is_grad_enabled() and _tracked(x, gain, bias):
                 result: Tensor = _Rotated.apply(plan, x, cos, sin, gain, bias)  # type: ignore[no-untyped-call]
                 return result
             return compiled.forward(plan, x, cos, sin, gain, bias)
-    return plain.rotate_heads(x, cos, sin, gain, bias, **attributes)
+    return plain.rotate_heads(x, cos, sin, gain, bias, heads=heads, norm=norm, eps=eps, pairs=pairs)
 
 
 def _tracked(*tensors: Tensor | None) -> bool:

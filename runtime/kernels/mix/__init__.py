@@ -82,7 +82,7 @@ def append(history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: 
 
 def _unknown(x: Tensor) -> str | None:
     """Why a tensor cannot be taken, whatever its shape."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"{x.device.type}: no kernel yet"
     if x.dtype not in FLOATS:
         return f"{str(x.dtype).removeprefix('torch.')}: no kernel for this type"
@@ -119,14 +119,14 @@ def kernels_refusal(
     reason = refused(history, (weights, *gains, *biases))
     if reason is not None:
         return reason
-    first = history[0]
-    lead = weights.ndim == 2 or weights.shape[:-2] == first.shape[:-1]
-    ways = all(0 <= way < weights.shape[-2] for way in (*normed, *raw))
-    vectors = all(x.shape == first.shape[-1:] for x in (*gains, *biases))
-    counts = {len(gains), len(biases)} <= {0, len(normed)}
-    if not (lead and ways and vectors and counts and weights.shape[-1] == len(history)):
-        return "shapes that do not fit"
-    return None
+    first, size, ways = history[0].shape, weights.shape, (*normed, *raw)
+    fits = size[-1] == len(history) and (len(size) == 2 or size[:-2] == first[:-1])
+    fits = fits and (not ways or (min(ways) >= 0 and max(ways) < size[-2]))
+    for vectors in (gains, biases):
+        fits = fits and len(vectors) in (0, len(normed))
+        for x in vectors:
+            fits = fits and x.shape == first[-1:]
+    return None if fits else "shapes that do not fit"
 
 
 def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
@@ -134,17 +134,19 @@ def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
     if not history:
         return "no sources"
     first = history[0]
-    dtype, device = first.dtype, first.device
+    shape, dtype, device = first.shape, first.dtype, first.device
+    fits = True
     for x in (*history, *others):
-        if x.dtype != dtype or x.device != device:
+        if x.dtype is not dtype or x.device != device:
             return f"tensors of unlike types: {dtype} and {x.dtype}, {x.device}"
+    for x in history:
+        fits = fits and x.shape == shape
     reason = _unknown(first) or _unknown(others[0])
     if reason is not None:
         return reason
-    shape = first.shape
-    if any(x.shape != shape for x in history):
+    if not fits:
         return "shapes that do not fit"
-    return "rows without elements" if first.shape[-1] == 0 else None
+    return "rows without elements" if shape[-1] == 0 else None
 
 
 KERNELS = [

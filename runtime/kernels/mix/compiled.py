@@ -11,16 +11,16 @@ from multiway.runtime.kernels.mix.plan import NORMS, Grads, Inputs, Maybes, Plan
 from multiway.runtime.kernels.native.calls import (
     SUFFIX,
     SUFFIX_WITH_HALF,
-    pointers,
+    addresses,
+    lay_out,
     rows_of_all,
     threads,
-    words,
 )
 
 SKIP, WRITE, ADD = range(3)
 
-_Words = ctypes.POINTER(ctypes.c_int64)
-_Pointers = ctypes.POINTER(ctypes.c_void_p)
+_POINTERS = ("history", "history_strides", "weights", "outputs", "gains", "biases", "rows")
+_BACKWARD = ("grads", "grad_strides", "pushes", "modes", "dweights", "totals")
 
 
 class _Call(ctypes.Structure):
@@ -30,19 +30,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("tokens", "width", "sources", "ways", "norms")),
         *((name, ctypes.c_int64) for name in ("raws", "threads", "kind", "weight_stride")),
         ("eps", ctypes.c_double),
-        ("history", _Pointers),
-        ("history_strides", _Words),
-        ("weights", ctypes.c_void_p),
-        ("outputs", _Words),
-        ("gains", _Pointers),
-        ("biases", _Pointers),
-        ("rows", _Pointers),
-        ("grads", _Pointers),
-        ("grad_strides", _Words),
-        ("pushes", _Pointers),
-        ("modes", _Words),
-        ("dweights", ctypes.c_void_p),
-        ("totals", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in (*_POINTERS, *_BACKWARD)),
     ]
 
 
@@ -59,24 +47,21 @@ def forwards(dtype: torch.dtype) -> bool:
 def forward(inputs: Inputs, plan: Plan) -> list[torch.Tensor]:
     """The outputs, each [..., D]."""
     first = inputs.history[0]
-    outputs = [first.new_empty(first.shape) for _ in plan.outputs]
-    call, keep = _call(inputs, plan)
+    outputs = [torch.empty_like(first, memory_format=torch.contiguous_format) for _ in plan.outputs]
+    call = _call(inputs, plan, outputs, rows=addresses(outputs))
     if call.tokens:
-        call.rows = pointers(outputs)
         _run("mix_forward", call, first.dtype)
-    del keep
     return outputs
 
 
 def backward(grads: Maybes, inputs: Inputs, plan: Plan, wanted: Wanted) -> Grads:
     """Gradients from those of the outputs, at least one of which is a tensor."""
-    call, keep = _call(inputs, plan)
+    first = inputs.history[0]
     used = {way for way, grad in zip(plan.outputs, grads, strict=True) if grad is not None}
-    sources, modes = _buffers(inputs, wanted, zero=not call.tokens)
-    rows, steps = rows_of_all(grads, inputs.history[0])
-    keep.extend(rows)
-    call.grads, call.grad_strides = pointers(rows), words(steps)
-    call.pushes, call.modes = pointers(sources), words(modes)
+    rows, places, steps = rows_of_all(grads, first.shape, first.dtype)
+    sources, modes = _buffers(inputs, wanted, zero=not inputs.tokens)
+    lists = {"grads": places, "grad_strides": steps, "pushes": addresses(sources), "modes": modes}
+    call = _call(inputs, plan, rows, **lists)
     dweights = None
     if wanted.weights and not inputs.shared:
         make = torch.empty if len(used) == call.ways else torch.zeros
@@ -98,40 +83,35 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, wanted: Wanted) -> Grads
     )
 
 
-def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[torch.Tensor | None]]:
-    """The call, and what must live as long as it does."""
+def _call(inputs: Inputs, plan: Plan, keep: Maybes, **lists: list[int]) -> _Call:
+    """The call with these lists, of what it is to keep, and with those of both ways."""
     first, weights = inputs.history[0], inputs.weights.contiguous()
-    ways, sources, width = weights.shape[-2], len(inputs.history), first.shape[-1]
-    assert weights.shape[-1] == sources and max(plan.outputs) < ways and min(plan.outputs) >= 0
-    assert inputs.shared or weights.shape[:-2] == first.shape[:-1]
-    keep: list[torch.Tensor | None] = [weights]
-    rows, steps = rows_of_all(inputs.history, first)
-    vectors = [[x.contiguous() for x in each] for each in (inputs.gains, inputs.biases)]
-    for each in vectors:
-        assert len(each) in (0, len(plan.normed))
-        assert all(x.shape == (width,) and x.dtype == first.dtype for x in each)
-        keep.extend(each)
-    keep.extend(rows)
-    assert weights.dtype == first.dtype
+    shape, shared, outputs = weights.shape, inputs.shared, plan.outputs
+    ways, sources, width, tokens = shape[-2], len(inputs.history), first.shape[-1], inputs.tokens
+    assert shape[-1] == sources and max(outputs) < ways and min(outputs) >= 0
+    assert weights.dtype is first.dtype and (shared or shape[:-2] == first.shape[:-1])
+    rows, places, steps = rows_of_all(inputs.history, first.shape, first.dtype)
+    vectors, row = len(plan.normed), (width,)
+    gains, gains_at, _ = rows_of_all(inputs.gains, row, first.dtype)
+    biases, biases_at, _ = rows_of_all(inputs.biases, row, first.dtype)
+    assert len(gains) in (0, vectors) and len(biases) in (0, vectors)
     call = _Call(
-        tokens=inputs.tokens,
+        tokens=tokens,
         width=width,
         sources=sources,
         ways=ways,
-        norms=len(plan.normed),
+        norms=vectors,
         raws=len(plan.raw),
-        threads=threads(inputs.tokens * width * sources, inputs.tokens),
+        threads=threads(tokens * width * sources, tokens),
         kind=NORMS.index(plan.norm),
-        weight_stride=0 if inputs.shared else ways * sources,
+        weight_stride=0 if shared else ways * sources,
         eps=plan.eps,
-        history=pointers(rows),
-        history_strides=words(steps),
         weights=weights.data_ptr(),
-        outputs=words(plan.outputs),
-        gains=pointers(vectors[0]) if inputs.gains else None,
-        biases=pointers(vectors[1]) if inputs.biases else None,
     )
-    return call, keep
+    lists |= {"history": places, "history_strides": steps, "outputs": [*outputs]}
+    keep = [*keep, weights, *rows, *gains, *biases]
+    lay_out(call, keep, **lists, gains=gains_at, biases=biases_at)
+    return call
 
 
 def _buffers(

@@ -98,7 +98,8 @@ class Source:
 
     def __init__(self, x: Tensor, before: Source | None) -> None:
         self.x = x
-        self.version = _version(x)
+        # None for a tensor of inference mode, whose changes are not counted.
+        self.version: int | None = None if x.is_inference() else x._version
         self.scales: dict[float, Tensor] = {}
         self.slot: Slot | None = None
         self.node = x
@@ -106,11 +107,6 @@ class Source:
             self.slot = Slot(before.slot if before is not None else None)
             run: Callable[..., Tensor] = Append.apply
             self.node = run(x, self.slot)
-
-
-def _version(x: Tensor) -> int:
-    """How often x was changed in place; tensors of inference mode do not count."""
-    return 0 if x.is_inference() else x._version
 
 
 class Buffer:
@@ -131,17 +127,19 @@ class History(list[Tensor]):
 
     __slots__ = ("buffer", "sources")
 
-    def __init__(self, sources: Sequence[Source] = (), buffer: Buffer | None = None) -> None:
-        super().__init__(source.x for source in sources)
-        self.sources = list(sources)
+    def __init__(self, sources: list[Source], buffer: Buffer | None = None) -> None:
+        super().__init__([source.x for source in sources])
+        self.sources = sources
         self.buffer = buffer
 
     def intact(self) -> bool:
         """Whether nobody changed the list, or a hidden in it, since."""
-        return len(self) == len(self.sources) and all(
-            source.x is x and source.version == _version(x)
-            for source, x in zip(self.sources, self, strict=True)
-        )
+        if len(self) != len(self.sources):
+            return False
+        for source, x in zip(self.sources, self, strict=True):
+            if source.x is not x or (source.version is not None and x._version != source.version):
+                return False
+        return True
 
     def stacked(self) -> Tensor | None:
         """[L, ..., D], if the history has a buffer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,18 +13,19 @@ SUFFIX = {torch.float32: "float", torch.float64: "double"}
 """The end of a C function's name, by the type it is compiled for."""
 SUFFIX_WITH_HALF = {**SUFFIX, torch.bfloat16: "bfloat16"}
 """The same where bfloat16 is read and written, and computed in float."""
+_OWN = (Tensor, torch.nn.Parameter)
 ELEMENTS_PER_THREAD = 32768  # a thread more for less work than this costs more than it saves
 
 
 def alike(x: Tensor, *others: Tensor | None) -> bool:
     """Whether all are torch's own tensors on the CPU, of the type of x."""
-    return all(
-        type(each) in (Tensor, torch.nn.Parameter)
-        and each.device.type == "cpu"
-        and each.dtype == x.dtype
-        for each in (x, *others)
-        if each is not None
-    )
+    dtype = x.dtype
+    for each in (x, *others):
+        if each is not None and (
+            each.dtype is not dtype or not each.is_cpu or type(each) not in _OWN
+        ):
+            return False
+    return True
 
 
 def addressable(x: Tensor, *others: Tensor | None) -> bool:
@@ -48,25 +50,48 @@ def rows_of(x: Tensor) -> tuple[Tensor, int]:
 
 
 def rows_of_all(
-    tensors: Sequence[Tensor | None], like: Tensor
-) -> tuple[list[Tensor | None], list[int]]:
-    """`rows_of` for tensors on the CPU that must be of the shape and type of `like`; 0 for None."""
-    shape, dtype = like.shape, like.dtype
-    for x in tensors:
-        assert x is None or (x.shape == shape and x.dtype == dtype and x.is_cpu)
-    if all(x is not None and x.is_contiguous() for x in tensors):  # which they mostly are
-        return list(tensors), [shape[-1]] * len(tensors)
-    found = [(None, 0) if x is None else rows_of(x) for x in tensors]
-    return [row for row, _ in found], [step for _, step in found]
+    tensors: Sequence[Tensor | None], shape: Sequence[int], dtype: torch.dtype
+) -> tuple[list[Tensor | None], list[int], list[int]]:
+    """`rows_of` for tensors that must be on the CPU and of this shape and type: the rows, where
+    they lie, and their steps; None, 0 and 0 for None.
+    """
+    width = shape[-1]
+    rows: list[Tensor | None] = []
+    places, steps = [], []
+    for x in tensors:  # one loop, and few calls: a mix of many hiddens pays for each
+        if x is None:
+            row, place, step = None, 0, 0
+        else:
+            assert x.shape == shape and x.dtype is dtype and x.is_cpu
+            row, step = (x, width) if x.is_contiguous() else rows_of(x)
+            place = row.data_ptr()
+        rows.append(row)
+        places.append(place)
+        steps.append(step)
+    return rows, places, steps
 
 
-def pointers(tensors: Iterable[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    """Where the tensors lie, NULL for None. They must be kept for as long as this is used."""
-    found = [None if x is None else x.data_ptr() for x in tensors]
-    return (ctypes.c_void_p * len(found))(*found)
+def addresses(tensors: Iterable[Tensor | None]) -> list[int]:
+    """Where the tensors lie, 0 for None. They must be kept for as long as this is used."""
+    return [0 if x is None else x.data_ptr() for x in tensors]
 
 
-def words(values: Iterable[int]) -> ctypes.Array[ctypes.c_int64]:
-    """Integers as C reads them."""
-    found = list(values)
-    return (ctypes.c_int64 * len(found))(*found)
+def lay_out(call: ctypes.Structure, keep: Iterable[Any], **lists: Sequence[int]) -> None:
+    """Lays lists of integers and addresses behind each other in one block and points the fields of
+    `call` of their names there; those of empty lists stay as they are. The call keeps the block
+    and, for the addresses, `keep` for as long as it lives.
+
+    One block, since between large products a call finds the caches empty: then each array that is
+    made takes 10 us, however short.
+    """
+    values: list[int] = []
+    starts = []
+    for each in lists.values():
+        starts.append(len(values))
+        values += each
+    block = (ctypes.c_int64 * len(values))(*values)
+    place = ctypes.addressof(block)
+    for (name, each), start in zip(lists.items(), starts, strict=True):
+        if each:
+            setattr(call, name, place + 8 * start)
+    call.kept = (block, *keep)

@@ -111,7 +111,7 @@ class _Norms(torch.autograd.Function):
 
 def _refusal(x: Tensor, fewest: int) -> str | None:
     """torch's own composition is as good where there is no C, and for little to do."""
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"x is on {x.device.type}"
     if x.dtype not in SUFFIX_WITH_HALF:
         return f"x is {x.dtype}"

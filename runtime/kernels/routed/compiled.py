@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX, pointers, rows_of_all, threads, words
+from multiway.runtime.kernels.native.calls import SUFFIX, addresses, lay_out, rows_of_all, threads
 from multiway.runtime.kernels.routed.plan import Debt, Grads, Inputs, Maybes, Plan, State
 
 NORMS = ("", "layer_norm", "rms_norm")  # numbered as in routed.c
 WRITE, ADD = range(2)
 BATCH = 4  # as in routed.c
 
-_Words = ctypes.POINTER(ctypes.c_int64)
-_Pointers = ctypes.POINTER(ctypes.c_void_p)
+_POINTERS = ("history", "history_strides", "scales", "fresh", "query", "gains", "biases", "average")
+_MORE = ("rows", "scores", "lse", "grads", "grad_strides", "dmix", "parts", "totals")
+_PULLED = ("x", "x_strides", "modes", "grads", "queries", "parts", "outs")
 
 
 class _Call(ctypes.Structure):
@@ -27,22 +28,7 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("tokens", "width", "sources", "groups")),
         *((name, ctypes.c_int64) for name in ("norms", "threads", "kind")),
         *((name, ctypes.c_double) for name in ("eps", "norm_eps")),
-        ("history", _Pointers),
-        ("history_strides", _Words),
-        ("scales", _Pointers),
-        ("fresh", _Words),
-        ("query", ctypes.c_void_p),
-        ("gains", _Pointers),
-        ("biases", _Pointers),
-        ("average", ctypes.c_void_p),
-        ("rows", _Pointers),
-        ("scores", ctypes.c_void_p),
-        ("lse", ctypes.c_void_p),
-        ("grads", _Pointers),
-        ("grad_strides", _Words),
-        ("dmix", ctypes.c_void_p),
-        ("parts", ctypes.c_void_p),
-        ("totals", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in (*_POINTERS, *_MORE)),
     ]
 
 
@@ -52,10 +38,7 @@ class _Pull(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "width", "sources", "readers")),
         *((name, ctypes.c_int64) for name in ("groups", "threads")),
-        ("x", _Pointers),
-        ("x_strides", _Words),
-        ("modes", _Words),
-        *((name, _Pointers) for name in ("grads", "queries", "parts", "outs")),
+        *((name, ctypes.c_void_p) for name in _PULLED),
     ]
 
 
@@ -68,8 +51,7 @@ def forward(inputs: Inputs, plan: Plan, *, keep: bool) -> tuple[list[Tensor], St
     """The outputs, each [..., D]; with `keep` also what backward reads."""
     first = inputs.history[0]
     outputs = [torch.empty(first.shape, dtype=first.dtype) for _ in range(plan.normed)]
-    call, kept = _call(inputs, plan)
-    call.rows = pointers(outputs)
+    call = _call(inputs, plan, outputs, rows=addresses(outputs))
     state = None
     if keep or plan.raw:
         average = torch.empty(first.shape, dtype=first.dtype)
@@ -81,17 +63,15 @@ def forward(inputs: Inputs, plan: Plan, *, keep: bool) -> tuple[list[Tensor], St
         call.scores, call.lse = scores.data_ptr(), state.lse.data_ptr()
     if call.tokens:
         _run("routed_forward", call, first.dtype)
-    del kept
     return outputs, state
 
 
 def backward(grads: Maybes, inputs: Inputs, plan: Plan, state: State) -> Grads:
     """From the gradients of the outputs, at least one of which is a tensor."""
     first = inputs.history[0]
-    call, kept = _call(inputs, plan)
-    rows, steps = rows_of_all(grads if plan.raw else [*grads, None], first)
-    call.grads, call.grad_strides = pointers(rows), words(steps)
-    kept += rows
+    grads = grads if plan.raw else [*grads, None]
+    rows, places, steps = rows_of_all(grads, first.shape, first.dtype)
+    call = _call(inputs, plan, rows, grads=places, grad_strides=steps)
     dmix = torch.empty(inputs.tokens, inputs.width, dtype=first.dtype)
     parts = first.new_empty(len(inputs.history), inputs.tokens, 2 * plan.groups + 1)
     totals = torch.zeros(call.threads, 1 + 2 * plan.normed, inputs.width, dtype=torch.float64)
@@ -123,7 +103,7 @@ def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes) -> list[Te
     outs = [
         x.new_empty(x.shape) if each is None else each for x, each in zip(xs, into, strict=True)
     ]
-    rows, steps = rows_of_all(xs, xs[0])
+    rows, places, steps = rows_of_all(xs, xs[0].shape, xs[0].dtype)
     queries = [debt.query.contiguous() for debt in debts]
     call = _Pull(
         tokens=tokens,
@@ -132,13 +112,17 @@ def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes) -> list[Te
         readers=len(debts),
         groups=debts[0].groups,
         threads=threads(tokens * width * len(debts), tokens),
-        x=pointers(rows),
-        x_strides=words(steps),
-        modes=words(WRITE if each is None else ADD for each in into),
-        grads=pointers(debt.grad for debt in debts),
-        queries=pointers(queries),
-        parts=pointers(debt.parts[source] for debt in debts for source in sources),
-        outs=pointers(outs),
+    )
+    lay_out(
+        call,
+        [*rows, *queries],
+        x=places,
+        x_strides=steps,
+        modes=[WRITE if each is None else ADD for each in into],
+        grads=addresses(debt.grad for debt in debts),
+        queries=addresses(queries),
+        parts=addresses(debt.parts[source] for debt in debts for source in sources),
+        outs=addresses(outs),
     )
     if tokens:
         loaded = native.library("routed")
@@ -147,11 +131,11 @@ def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes) -> list[Te
     return outs
 
 
-def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[Tensor | None]]:
-    """The call, and what must live as long as it does."""
+def _call(inputs: Inputs, plan: Plan, keep: Maybes, **lists: list[int]) -> _Call:
+    """The call with these lists, of what it is to keep, and with those of both ways."""
     first, width, tokens = inputs.history[0], inputs.width, inputs.tokens
     assert width % plan.groups == 0 and inputs.query.shape == (width,)
-    rows, steps = rows_of_all(inputs.history, first)
+    rows, places, steps = rows_of_all(inputs.history, first.shape, first.dtype)
     query = inputs.query.contiguous()
     vectors = [[x.contiguous() for x in each] for each in (inputs.gains, inputs.biases)]
     for each in vectors:
@@ -169,15 +153,12 @@ def _call(inputs: Inputs, plan: Plan) -> tuple[_Call, list[Tensor | None]]:
         kind=NORMS.index(plan.norm),
         eps=plan.eps,
         norm_eps=plan.norm_eps,
-        history=pointers(rows),
-        history_strides=words(steps),
-        scales=pointers(inputs.scales),
-        fresh=words(inputs.fresh),
         query=query.data_ptr(),
-        gains=pointers(vectors[0]) if inputs.gains else None,
-        biases=pointers(vectors[1]) if inputs.biases else None,
     )
-    return call, kept
+    lists |= {"history": places, "history_strides": steps, "scales": addresses(inputs.scales)}
+    gains, biases = addresses(vectors[0]), addresses(vectors[1])
+    lay_out(call, [*keep, *kept], **lists, fresh=[*inputs.fresh], gains=gains, biases=biases)
+    return call
 
 
 def _run(name: str, call: _Call, dtype: torch.dtype) -> None:

@@ -111,7 +111,7 @@ class _Statistics(torch.autograd.Function):
 def _refusal(x: Tensor, *others: Tensor | None) -> str | None:
     if traced():
         return "what follows the operators is to see torch's"
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"it is on {x.device.type}"
     if not addressable(x, *others):
         return f"types are not all float32 or float64: {x.dtype}"

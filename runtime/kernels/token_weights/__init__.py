@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.activations import FEWEST, activate
+from multiway.runtime.kernels.activations import activate
 from multiway.runtime.kernels.kernel import Kernel, autocasts, traced
 from multiway.runtime.kernels.native.calls import addressable, alike
 from multiway.runtime.kernels.token_weights import compiled
@@ -127,7 +127,7 @@ def _activated_backward(
 
 def _in_c(kind: str, rows: Tensor, *others: Tensor | None) -> bool:
     """Whether C takes it. What follows the operators that run is to see torch's."""
-    fits = kind == "gelu" and rows.dtype == torch.float32 and rows.numel() >= FEWEST
+    fits = kind == "gelu" and rows.dtype == torch.float32
     if not fits or not addressable(rows, *others) or not rows.is_contiguous():
         return False
     return not traced() and native.library("token_weights") is not None
@@ -138,7 +138,7 @@ def _widened(kind: str, x: Tensor, *others: Tensor | None) -> bool:
     given = [each for each in (x, *others) if each is not None]
     if torch.is_grad_enabled() and any(each.requires_grad for each in given):
         return False
-    fits = kind == "gelu" and x.dtype == torch.bfloat16 and x.numel() >= FEWEST
+    fits = kind == "gelu" and x.dtype == torch.bfloat16
     if not fits or not alike(x, *others) or traced():
         return False
     return native.library("token_weights") is not None

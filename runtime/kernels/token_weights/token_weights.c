@@ -10,6 +10,8 @@
 #include <string.h>
 
 enum { BLOCK = 24 }; /* tokens */
+enum { FEW = 16 };   /* tokens: up to so many, packing matrices takes longer than it saves */
+enum { BESIDE = 4 }; /* rows of a matrix that meet a token at once */
 
 /* compiled.py declares the same. Rows are contiguous. */
 struct call {
@@ -73,9 +75,56 @@ static void block_weights(const struct call *c, const struct packed *p, int64_t 
         memcpy(c->out + (t + i) * c->outputs, out + i * out_step, (size_t)c->outputs * sizeof(float));
 }
 
+/* y [n] = shift + matrix [n, k] times x, the matrix as it stands. shift: [n] or NULL. */
+static void product_of_one(const float *x, const float *matrix, int64_t n, int64_t k,
+                           const float *shift, float *y)
+{
+    for (int64_t j = 0; j < n; j += BESIDE) {
+        const int64_t left = n - j < BESIDE ? n - j : BESIDE;
+        const float *row[BESIDE];
+        VEC sum[BESIDE];
+        for (int i = 0; i < BESIDE; i++) {
+            row[i] = matrix + (j + (i < left ? i : 0)) * k;
+            sum[i] = (VEC){0};
+        }
+        int64_t d = 0;
+        for (; d + LANES <= k; d += LANES)
+            for (int i = 0; i < BESIDE; i++)
+                sum[i] += *(const VEC *)(row[i] + d) * *(const VEC *)(x + d);
+        for (int i = 0; i < left; i++) {
+            float total = across(sum[i]) + (shift ? shift[j + i] : 0);
+            for (int64_t e = d; e < k; e++) total += row[i][e] * x[e];
+            y[j + i] = total;
+        }
+    }
+}
+
+/* The weights of few tokens. */
+static int few_weights(const struct call *c)
+{
+    const int64_t n = c->features;
+    float *z = malloc((size_t)n * sizeof(float)), mean, by;
+    if (!z) return 1;
+    for (int64_t t = 0; t < c->tokens; t++) {
+        const float *x = c->x + t * c->width;
+        product_of_one(x, c->hidden, n, c->width, NULL, z);
+        statistics(x, c->width, 0, c->eps, &mean, &by);
+        if (c->raw) {
+            memcpy(c->raw + t * n, z, (size_t)n * sizeof(float));
+            c->scales[t] = by;
+        }
+        for (int64_t j = 0; j < n; j++) z[j] *= by;
+        gelu(z, z, n);
+        product_of_one(z, c->output, c->outputs, n, c->shift, c->out + t * c->outputs);
+    }
+    free(z);
+    return 0;
+}
+
 /* How many threads got no memory: 0 when all is well. */
 int token_weights_forward(const struct call *c)
 {
+    if (c->tokens <= FEW) return few_weights(c);
     struct packed p;
     float *block = places(c, &p);
     if (!block) return 1;
