@@ -6,6 +6,7 @@ call, and weights folded for inference, must see the parameters of that call.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -125,6 +126,42 @@ def test_no_kernel_drops_a_tangent(name: str) -> None:
         torch.testing.assert_close(*tangents)
         moved |= any(each is not None and bool(each.any()) for each in tangents[0])
     assert moved
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("within", ["grad", "jvp", "vmap", "a level of forward mode"])
+@pytest.mark.parametrize("name", kernels())
+def test_no_kernel_runs_whatever_the_size(
+    name: str, within: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The samples of ops are small, which many kernels refuse: here the kernel takes everything."""
+    op, ran = OPS[name], []
+
+    def run(*_: Any, **__: Any) -> None:
+        ran.append(name)
+
+    eager = dataclasses.replace(kernels()[name], run=run, refuses=lambda *_, **__: None)
+    monkeypatch.setitem(kernels(), name, eager)  # type: ignore[arg-type]
+    function = fast.__wrapped__(name)
+    values, attrs = values_of(op, op.samples[0]), op.full_attrs(op.samples[0].attrs)
+    function(**values, **attrs)
+    assert ran == [name]  # outside
+
+    def follow(x: Tensor) -> Tensor:
+        assert function(**values, **attrs) is not None
+        return x.sin()
+
+    x = torch.tensor(1.0)
+    if within == "grad":
+        torch.func.grad(follow)(x)
+    elif within == "jvp":
+        torch.func.jvp(follow, (x,), (x,))
+    elif within == "vmap":
+        torch.func.vmap(follow)(x[None])
+    else:
+        with forward_ad.dual_level():
+            follow(x)
+    assert ran == [name]
 
 
 def test_folded_weights_are_those_of_the_call() -> None:

@@ -153,6 +153,23 @@ def test_copies_follow_their_weights(dtype: torch.dtype, used: list[str]) -> Non
 
 
 @of_every_type
+def test_what_was_told_of_a_weight_is_not_of_another(
+    dtype: torch.dtype, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is made where a weight was has its number before that is forgotten."""
+    x, (weight, other), _ = made(dtype, ROWS, widths=(24, 24))
+    prepacked.tell([weight])
+    monkeypatch.setitem(prepacked._told, id(other), prepacked._told[id(weight)])
+    assert prepacked.known([weight]) and not prepacked.known([other])
+    near(prepacked.linear(x, other), x, other, None)
+    assert not used
+    prepacked.tell([other])
+    near(prepacked.linear(x, other), x, other, None)
+    near(prepacked.linear(x, weight), x, weight, None)
+    assert used == ["linears", "linears"]
+
+
+@of_every_type
 def test_what_they_leave_to_torch(dtype: torch.dtype, used: list[str]) -> None:
     x, weights, biases = made(dtype)
     weight, bias = weights[0], biases[0]
