@@ -2,18 +2,16 @@
 
 torch's linear lays a weight out for the processor's matrix units in every call. oneDNN keeps it for
 bfloat16 and any number of rows, MKL for float32 and one number of rows. Measured on the CPU (torch
-2.13, AVX-512 and AMX, 2 cores, weights of 12 layers in turn; its time over that of torch's linear):
+2.13, AVX-512 and AMX, 2 cores; benchmarks/kernels_copies.py, three runs): its time over that of
+torch's linear is
 
-                              bfloat16   float32
-    1 x 768 -> 3072             0.75
-    8 x 768 -> 768              0.62
-    160 x 768 -> 3072           0.68       0.75
-    788 x 768 -> 768            0.87       0.91
-    788 x 768 -> 3 x 768        0.41       0.91      (three linears in bfloat16, one in float32)
-    788 x 3072 -> 768           0.89       0.93
-
-In bfloat16 those of 160 and 788 rows were laid out for that many. Here the number is not told,
-which cost up to 19 hundredths at one row and up to 8 at more.
+                                bfloat16        float32
+    1 x 768 -> 3072           0.65 to 0.71
+    8 x 768 -> 768            0.82 to 0.85
+    160 x 768 -> 3072         0.66 to 0.69       0.79
+    788 x 768 -> 768          0.86 to 0.87    0.90 to 0.93
+    788 x 768 -> 3 x 768      0.42 to 0.46       0.92      (three linears, in bfloat16 as one)
+    788 x 3072 -> 768         0.94 to 0.96    0.91 to 0.92
 
 Which weights is the pass pack_weights' business; `runtime/packing.py` tells them here. Everything
 that was told is forgotten with its weight, and laid out again where the weight was written to.
