@@ -142,6 +142,24 @@ def test_a_history_longer_than_its_capacity(path: str) -> None:
     same(mix(history_of(hiddens, capacity=2), weights), mix_reference(hiddens, weights))
 
 
+@pytest.mark.parametrize("learns", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_entries_are_copied_only_for_products(path: str, dtype: torch.dtype, learns: bool) -> None:
+    hiddens = [x.detach().to(dtype).requires_grad_(learns) for x in leaves(3, 1, 3, 4)]
+    weights = leaves(1, 2, 3)[0].detach().to(dtype)
+    with torch.set_grad_enabled(learns):
+        history = history_of(hiddens)
+        assert history.buffer is not None and history.buffer.data is None
+        mix(history, weights)
+        # In bfloat16 C computes forward alone.
+        copied = path == "plain" or (dtype == torch.bfloat16 and learns)
+        assert (history.buffer.data is not None) == copied
+        if copied:
+            longer = append(history, hiddens[0], capacity=3)
+            same(longer.stacked(), torch.stack([*hiddens, hiddens[0]]))
+            same(history.stacked(), torch.stack(hiddens))
+
+
 def test_a_history_that_was_changed_is_read_as_it_is(path: str) -> None:
     hiddens, weights = leaves(3, 1, 3, 4), leaves(1, 2, 2)[0]
     history = history_of(hiddens[:2])

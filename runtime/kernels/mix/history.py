@@ -110,16 +110,28 @@ class Source:
 
 
 class Buffer:
-    """Room for a history in one piece [capacity, ..., D], filled from the front."""
+    """Room for a history in one piece [capacity, ..., D], filled from the front when asked for."""
 
-    def __init__(self, data: Tensor) -> None:
-        self.data = data
-        self.filled = 0
+    __slots__ = ("capacity", "data", "held")
 
-    def add(self, x: Tensor) -> None:
-        # Through .data: autograd must not take this for a change of what earlier mixes saved.
-        self.data.data[self.filled].copy_(x.detach())
-        self.filled += 1
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.held: list[Source] = []
+        self.data: Tensor | None = None
+
+    def of(self, sources: Sequence[Source]) -> Tensor | None:
+        """The sources as [L, ..., D]; None where another branch has gone on here, or it is full."""
+        same = all(held is source for held, source in zip(self.held, sources, strict=False))
+        if not same or len(sources) > self.capacity:
+            return None
+        if self.data is None:
+            x = sources[0].x
+            self.data = torch.empty((self.capacity, *x.shape), dtype=x.dtype, device=x.device)
+        for source in sources[len(self.held) :]:
+            # Through .data: autograd must not take this for a change of what earlier mixes saved.
+            self.data.data[len(self.held)].copy_(source.x.detach())
+            self.held.append(source)
+        return self.data[: len(sources)]
 
 
 class History(list[Tensor]):
@@ -142,8 +154,14 @@ class History(list[Tensor]):
         return True
 
     def stacked(self) -> Tensor | None:
-        """[L, ..., D], if the history has a buffer."""
-        return None if self.buffer is None else self.buffer.data[: len(self)]
+        """[L, ..., D], where there is to be a buffer. Entries are copied there the first time."""
+        if self.buffer is None:
+            return None
+        found = self.buffer.of(self.sources)
+        if found is None:
+            self.buffer = Buffer(max(self.buffer.capacity, len(self)))
+            found = self.buffer.of(self.sources)
+        return found
 
 
 class Append(torch.autograd.Function):
@@ -218,31 +236,15 @@ def _inputs(weights: Tensor, tensors: Sequence[Tensor], gains: int, biases: int)
 def append(history: Sequence[Tensor] | None, x: Tensor, *, capacity: int = 0) -> History:
     """A new history with x [..., D] at its end; the one given can still be used.
 
-    capacity: how many entries there will be. Where mixes are batched products, room for as many
-    is taken at once and x copied there; 0 for no such copy.
+    capacity: how many entries there will be. Where mixes are batched products, they take room for
+    as many at once and copy entries there; 0 for no such copy.
     """
     known = history if isinstance(history, History) and history.intact() else None
     sources = [] if known is None else list(known.sources)
     for each in [*(history or () if known is None else ()), x]:
         sources.append(Source(each, sources[-1] if sources else None))
-    found = History(sources)
-    if capacity > 0 and not compiled.available(x.dtype):
-        found.buffer = _room(known.buffer if known is not None else None, found, capacity)
-    return found
-
-
-def _room(buffer: Buffer | None, history: History, capacity: int) -> Buffer:
-    """A buffer that holds the history: the one of its beginning, or, where another branch has
-    gone on in that one or it is full, a copy.
-    """
-    x = history[-1]
-    if buffer is None or buffer.filled != len(history) - 1 or buffer.filled == len(buffer.data):
-        room = max(capacity, len(history))
-        buffer = Buffer(torch.empty((room, *x.shape), dtype=x.dtype, device=x.device))
-        for each in history[:-1]:
-            buffer.add(each)
-    buffer.add(x)
-    return buffer
+    buffer = None if known is None else known.buffer
+    return History(sources, buffer or (Buffer(capacity) if capacity else None))
 
 
 def mix(history: History, inputs: Inputs, plan: Plan) -> tuple[Tensor, ...]:

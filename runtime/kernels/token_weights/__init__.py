@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.activations import activate
 from multiway.runtime.kernels.kernel import Kernel, autocasts, traced
-from multiway.runtime.kernels.native.calls import addressable, alike
+from multiway.runtime.kernels.native.calls import alike
 from multiway.runtime.kernels.token_weights import compiled
 
 KINDS = ("gelu", "gelu_tanh", "silu", "relu")
@@ -37,9 +37,6 @@ def token_weights(
     x: [B, T, D]; hidden: [F, D]; output: [C*L, F]; static: [C, L] -> [B, T, C, L].
     A second backward pass through it raises RuntimeError.
     """
-    if x.dtype == torch.bfloat16:  # faster there and back than torch's operators, and nearer
-        given = [None if each is None else each.float() for each in (x, hidden, output, static)]
-        return token_weights(*given, ways=ways, eps=eps, kind=kind).to(x.dtype)  # type: ignore[arg-type]
     weights: Tensor
     if torch.is_grad_enabled():
         weights = _TokenWeights.apply(x, hidden, output, static, eps, kind)  # type: ignore[no-untyped-call]
@@ -95,7 +92,7 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The weights [N, C*L]; for backward raw = rows hidden' [N, F] and the norm's scale [N, 1]."""
-    if _in_c(kind, rows, hidden, output, static):
+    if _in_c(kind, rows, hidden, output, static, keep=keep):
         return compiled.forward(rows, hidden, output, static, eps, keep=keep)
     raw = rows @ hidden.t()
     scale = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -112,7 +109,7 @@ def _activated_backward(
     """activation(raw * scale) once more; from its gradient those of raw and, through the scale, of
     the rows: d scale / d rows = -scale^3 rows / D, and the scale meets every channel of `raw`.
     """
-    if _in_c(kind, rows, raw):
+    if _in_c(kind, rows, raw, keep=True):
         return compiled.backward(raw, rows, scale, grad, of_rows=of_rows)
     with torch.enable_grad():
         leaf = (raw * scale).detach().requires_grad_()
@@ -125,23 +122,22 @@ def _activated_backward(
     return active.detach(), of_normed * scale, through
 
 
-def _in_c(kind: str, rows: Tensor, *others: Tensor | None) -> bool:
+def _in_c(kind: str, rows: Tensor, *others: Tensor | None, keep: bool) -> bool:
     """Whether C takes it. What follows the operators that run is to see torch's."""
-    fits = kind == "gelu" and rows.dtype == torch.float32
-    if not fits or not addressable(rows, *others) or not rows.is_contiguous():
+    wide, half = rows.dtype is torch.float32, rows.dtype is torch.bfloat16
+    if kind != "gelu" or not (wide or (half and not keep)):
+        return False
+    if not alike(rows, *others) or not rows.is_contiguous():
         return False
     return not traced() and native.library("token_weights") is not None
 
 
-def _widened(kind: str, x: Tensor, *others: Tensor | None) -> bool:
+def _rounded_once(kind: str, *given: Tensor | None) -> bool:
     """Whether bfloat16 is computed in float32: without gradients, where C takes that."""
-    given = [each for each in (x, *others) if each is not None]
-    if torch.is_grad_enabled() and any(each.requires_grad for each in given):
+    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given):
         return False
-    fits = kind == "gelu" and x.dtype == torch.bfloat16
-    if not fits or not alike(x, *others) or traced():
-        return False
-    return native.library("token_weights") is not None
+    x, *others = given
+    return x is not None and _in_c(kind, x, *others, keep=False)
 
 
 def _refuses(
@@ -158,7 +154,9 @@ def _refuses(
         return "a compiler fuses the norm itself"
     if kind not in KINDS:
         return f"activation {kind}"
-    if autocasts(x) or (x.dtype.itemsize < 4 and not _widened(kind, x, hidden, output, static)):
+    if autocasts(x) or (
+        x.dtype.itemsize < 4 and not _rounded_once(kind, x, hidden, output, static)
+    ):
         return f"{x.dtype}: the norm is to be rounded before the product"
     if any(each.dtype != x.dtype for each in (hidden, output)):
         return "types differ"

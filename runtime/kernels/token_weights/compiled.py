@@ -1,4 +1,4 @@
-"""The generator in C (token_weights.c): gelu in float32 on the CPU."""
+"""The generator in C (token_weights.c): gelu on the CPU, in float32, forward in bfloat16, too."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class _Call(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "width", "features", "outputs")),
-        ("threads", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("threads", "half")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("x", "hidden", "output", "shift")),
         *((name, ctypes.c_void_p) for name in ("raw", "scales", "out")),
@@ -29,8 +29,8 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """gelu(rms_norm(rows) hidden') output' + shift [N, O], and what backward needs, if `keep`.
 
-    rows: [N, D]; hidden: [F, D]; output: [O, F]; shift: [O]. Kept are raw = rows hidden' [N, F]
-    and scale = 1 / sqrt(mean(rows^2) + eps) [N, 1].
+    rows: [N, D]; hidden: [F, D]; output: [O, F]; shift: [O]; all of one type. Kept are, of float32
+    only, raw = rows hidden' [N, F] and scale = 1 / sqrt(mean(rows^2) + eps) [N, 1].
     """
     count, features, outputs = len(rows), len(hidden), len(output)
     out = rows.new_empty(count, outputs)
@@ -38,8 +38,10 @@ def forward(
     scales = rows.new_empty(count, 1) if keep else None
     given = [rows, hidden.contiguous(), output.contiguous()]
     given += [] if shift is None else [shift.contiguous()]
+    half = rows.dtype is torch.bfloat16
+    assert not (half and keep)
     for each in given:
-        assert each.is_contiguous() and each.dtype == torch.float32
+        assert each.is_contiguous() and each.dtype is (rows.dtype if half else torch.float32)
     assert hidden.shape[1] == rows.shape[1] and output.shape[1] == features
     assert shift is None or shift.numel() == outputs
     call = _Call(
@@ -48,6 +50,7 @@ def forward(
         features=features,
         outputs=outputs,
         threads=threads(count * (rows.shape[1] + outputs) * features, count),
+        half=half,
         eps=eps,
         x=rows.data_ptr(),
         hidden=given[1].data_ptr(),

@@ -1,4 +1,5 @@
-/* The generator of mixing weights in float32: gelu(rms_norm(x) hidden') output' + static.
+/* The generator of mixing weights: gelu(rms_norm(x) hidden') output' + static, in float32. Forward takes
+ * bfloat16, too, computes in float and rounds once.
  *
  * rms_norm(x) hidden' is a scale of each token times x hidden'. Tokens are taken a block at a time,
  * so that a block's rows are in a cache for the product and for its norm, and what is between both
@@ -16,6 +17,7 @@ enum { BESIDE = 4 }; /* rows of a matrix that meet a token at once */
 /* compiled.py declares the same. Rows are contiguous. */
 struct call {
     int64_t tokens, width, features, outputs, threads;
+    int64_t half; /* whether what forward reads and its `out` are of bfloat16; raw is NULL then */
     double eps;
     const float *x, *hidden, *output; /* [tokens, width], [features, width], [outputs, features] */
     const float *shift;               /* [outputs] or NULL */
@@ -29,6 +31,7 @@ struct call {
 #define REAL float
 #define NAME(name) name
 #include "products.h"
+#include "bfloat16.h"
 #include "gelu.h"
 
 /* Both matrices packed, and the shift with zeros behind it; `none` are as many zeros. */
@@ -52,16 +55,40 @@ static float *places(const struct call *c, struct packed *p)
     return block;
 }
 
-/* The weights of `rows` tokens from t on. room: [BLOCK, groups of features and of outputs]. */
+/* Writes the weights of token t. */
+INLINE void put(const struct call *c, int64_t t, const float *weights)
+{
+    const int64_t at = t * c->outputs;
+    if (c->half) narrow(weights, (uint16_t *)c->out + at, c->outputs);
+    else memcpy(c->out + at, weights, (size_t)c->outputs * sizeof(float));
+}
+
+/* What a thread works in: x as float if it is not, hidden channels, weights; of some tokens. */
+struct room {
+    float *x, *z, *out;
+};
+
+static struct room room_for(const struct call *c, int64_t tokens, float *at)
+{
+    const int64_t width = c->half ? tokens * groups(c->width) * LANES : 0;
+    return (struct room){at, at + width, at + width + tokens * groups(c->features) * LANES};
+}
+
+static size_t room_bytes(const struct call *c, int64_t tokens)
+{
+    const int64_t width = c->half ? groups(c->width) : 0;
+    return (size_t)(tokens * (width + groups(c->features) + groups(c->outputs)) * LANES) * sizeof(float);
+}
+
+/* The weights of `rows` tokens from t on. */
 static void block_weights(const struct call *c, const struct packed *p, int64_t t, int64_t rows,
-                          float *room)
+                          struct room room)
 {
     const int64_t n = c->features, step = groups(n) * LANES, out_step = groups(c->outputs) * LANES;
-    const float *x = c->x + t * c->width;
-    float *out = room + BLOCK * step;
-    product(rows, n, c->width, x, c->width, p->hidden, p->none, room, step);
+    const float *x = row_of(c->half, c->x, t * c->width, room.x, rows * c->width);
+    product(rows, n, c->width, x, c->width, p->hidden, p->none, room.z, step);
     for (int64_t i = 0; i < rows; i++) {
-        float mean, by, *z = room + i * step;
+        float mean, by, *z = room.z + i * step;
         statistics(x + i * c->width, c->width, 0, c->eps, &mean, &by);
         if (c->raw) {
             memcpy(c->raw + (t + i) * n, z, (size_t)n * sizeof(float));
@@ -70,9 +97,8 @@ static void block_weights(const struct call *c, const struct packed *p, int64_t 
         for (int64_t j = 0; j < step; j++) z[j] *= by;
         gelu(z, z, step);
     }
-    product(rows, c->outputs, n, room, step, p->output, p->shift, out, out_step);
-    for (int64_t i = 0; i < rows; i++)
-        memcpy(c->out + (t + i) * c->outputs, out + i * out_step, (size_t)c->outputs * sizeof(float));
+    product(rows, c->outputs, n, room.z, step, p->output, p->shift, room.out, out_step);
+    for (int64_t i = 0; i < rows; i++) put(c, t + i, room.out + i * out_step);
 }
 
 /* y [n] = shift + matrix [n, k] times x, the matrix as it stands. shift: [n] or NULL. */
@@ -99,37 +125,36 @@ static void product_of_one(const float *x, const float *matrix, int64_t n, int64
     }
 }
 
-/* The weights of few tokens. */
+/* The weights of few tokens, by matrices as they stand. */
 static int few_weights(const struct call *c)
 {
     const int64_t n = c->features;
-    float *z = malloc((size_t)n * sizeof(float)), mean, by;
-    if (!z) return 1;
+    float *block = malloc(room_bytes(c, 1)), mean, by;
+    if (!block) return 1;
+    const struct room room = room_for(c, 1, block);
     for (int64_t t = 0; t < c->tokens; t++) {
-        const float *x = c->x + t * c->width;
-        product_of_one(x, c->hidden, n, c->width, NULL, z);
+        const float *x = row_of(c->half, c->x, t * c->width, room.x, c->width);
+        product_of_one(x, c->hidden, n, c->width, NULL, room.z);
         statistics(x, c->width, 0, c->eps, &mean, &by);
         if (c->raw) {
-            memcpy(c->raw + t * n, z, (size_t)n * sizeof(float));
+            memcpy(c->raw + t * n, room.z, (size_t)n * sizeof(float));
             c->scales[t] = by;
         }
-        for (int64_t j = 0; j < n; j++) z[j] *= by;
-        gelu(z, z, n);
-        product_of_one(z, c->output, c->outputs, n, c->shift, c->out + t * c->outputs);
+        for (int64_t j = 0; j < n; j++) room.z[j] *= by;
+        gelu(room.z, room.z, n);
+        product_of_one(room.z, c->output, c->outputs, n, c->shift, room.out);
+        put(c, t, room.out);
     }
-    free(z);
+    free(block);
     return 0;
 }
 
-/* How many threads got no memory: 0 when all is well. */
-int token_weights_forward(const struct call *c)
+static int many_weights(const struct call *c)
 {
-    if (c->tokens <= FEW) return few_weights(c);
     struct packed p;
     float *block = places(c, &p);
     if (!block) return 1;
     const int64_t features = groups(c->features), outputs = groups(c->outputs);
-    const size_t room_bytes = (size_t)(BLOCK * (features + outputs) * LANES) * sizeof(float);
     int failed = 0;
 #pragma omp parallel num_threads((int)c->threads) reduction(+ : failed)
     {
@@ -138,16 +163,35 @@ int token_weights_forward(const struct call *c)
             if (g < features) pack(c->hidden, c->features, c->width, g, p.hidden);
             else pack(c->output, c->outputs, c->features, g - features, p.output);
         }
-        float *room = aligned_alloc(64, (room_bytes + 63) / 64 * 64);
-        failed += room == NULL;
+        float *own = aligned_alloc(64, (room_bytes(c, BLOCK) + 63) / 64 * 64);
+        failed += own == NULL;
+        const struct room room = room_for(c, BLOCK, own);
 #pragma omp for schedule(static, 1)
         for (int64_t part = 0; part < c->threads; part++) {
             const int64_t end = (part + 1) * c->tokens / c->threads;
-            for (int64_t t = part * c->tokens / c->threads; room && t < end; t += BLOCK)
+            for (int64_t t = part * c->tokens / c->threads; own && t < end; t += BLOCK)
                 block_weights(c, &p, t, end - t < BLOCK ? end - t : BLOCK, room);
         }
-        free(room);
+        free(own);
     }
+    free(block);
+    return failed;
+}
+
+/* How many threads got no memory: 0 when all is well. */
+int token_weights_forward(const struct call *c)
+{
+    struct call wide = *c;
+    const int64_t hidden = c->features * c->width, output = c->outputs * c->features;
+    float *block = NULL;
+    if (c->half) {
+        block = malloc((size_t)(hidden + output + c->outputs) * sizeof(float));
+        if (!block) return 1;
+        wide.hidden = row_of(1, c->hidden, 0, block, hidden);
+        wide.output = row_of(1, c->output, 0, block + hidden, output);
+        if (c->shift) wide.shift = row_of(1, c->shift, 0, block + hidden + output, c->outputs);
+    }
+    const int failed = c->tokens <= FEW ? few_weights(&wide) : many_weights(&wide);
     free(block);
     return failed;
 }
