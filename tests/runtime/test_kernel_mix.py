@@ -107,6 +107,19 @@ def test_bfloat16_is_float32_rounded_once(form: str) -> None:
             with torch.set_grad_enabled(learns):
                 for ours, rounded in zip(half.run(fused_mix, history), exact, strict=True):
                     assert torch.equal(ours, rounded.to(torch.bfloat16))
+        grads = []
+        for case in (half, half.to(torch.float32)):
+            inputs = history_of(case.history) if form == "history" else case.history
+            outputs = case.run(fused_mix, inputs)
+            seeds = [
+                each.detach().bfloat16().to(y.dtype) for each, y in zip(exact, outputs, strict=True)
+            ]
+            grads.append(torch.autograd.grad(outputs, case.leaves, seeds, allow_unused=True))
+        for ours, wide in zip(*grads, strict=True):
+            assert (ours is None) == (wide is None)
+            if ours is not None:  # more than four ways are added, and rounded, in two sweeps
+                few = 2**-8 * float(wide.abs().max()) if wide.numel() else 0.0
+                torch.testing.assert_close(ours.float(), wide, rtol=2**-8, atol=few)
     history = [torch.ones(1, 3, 20).bfloat16(), torch.ones(1, 3, 20).bfloat16()]
     history[0][0, 0, 3], history[1][0, 1, 19] = torch.inf, torch.nan
     (y,) = mix(history, torch.ones(1, 2).bfloat16())

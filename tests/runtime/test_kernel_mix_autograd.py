@@ -151,8 +151,7 @@ def test_entries_are_copied_only_for_products(path: str, dtype: torch.dtype, lea
         history = history_of(hiddens)
         assert history.buffer is not None and history.buffer.data is None
         mix(history, weights)
-        # In bfloat16 C computes forward alone.
-        copied = path == "plain" or (dtype == torch.bfloat16 and learns)
+        copied = path == "plain"
         assert (history.buffer.data is not None) == copied
         if copied:
             longer = append(history, hiddens[0], capacity=3)

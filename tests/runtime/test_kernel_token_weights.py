@@ -131,7 +131,6 @@ def test_what_is_not_finite_passes(length: int) -> None:
 @needs_c
 @pytest.mark.parametrize("length", [0, 3, 9, 40])
 def test_bfloat16_is_float32_rounded_once(length: int) -> None:
-    """Without gradients; with them the reference runs."""
     given = [each.bfloat16() for each in inputs(length, 20, 13, 4, 3)]
     attributes = {"ways": 4, "eps": 1e-5, "kind": "gelu"}
     refuses = kernels()["token_weights"].refuses
@@ -150,5 +149,12 @@ def test_bfloat16_is_float32_rounded_once(length: int) -> None:
         bare = token_weights(*given[:3], **attributes)
         exact = token_weights(*[each.float() for each in given[:3]], **attributes)
         assert torch.equal(bare, exact.bfloat16())
-    given[1].requires_grad_()
-    assert refuses(*given, **attributes).startswith("torch.bfloat16: the norm")
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        leaves = [each.to(dtype).requires_grad_() for each in given]
+        assert refuses(*leaves, **attributes) is None
+        y = token_weights(*leaves, **attributes)
+        seed = draw(*y.shape, dtype=torch.float32).bfloat16().to(dtype)
+        results.append([each.bfloat16() for each in (y, *torch.autograd.grad(y, leaves, seed))])
+    for wide, half in zip(*results, strict=True):
+        assert torch.equal(wide, half)

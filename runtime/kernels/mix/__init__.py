@@ -58,7 +58,7 @@ def fused_mix(
         learns = torch.is_grad_enabled()
         # C reads the hiddens themselves, so that without gradients it does not matter who did what
         # to them.
-        plain = not learns and compiled.forwards(weights.dtype)
+        plain = not learns and compiled.available(weights.dtype)
         if not plain and isinstance(history, History) and history.intact():
             return _mix_history(history, inputs, plan)
         if not learns:

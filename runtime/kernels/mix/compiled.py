@@ -1,4 +1,4 @@
-"""The mix in C (mix.c): float32 and float64 on the CPU, forward in bfloat16, too."""
+"""The mix in C (mix.c): float32, float64 and bfloat16 on the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix.plan import NORMS, Grads, Inputs, Maybes, Plan, Wanted
 from multiway.runtime.kernels.native.calls import (
-    SUFFIX,
     SUFFIX_WITH_HALF,
     addresses,
     lay_out,
@@ -35,12 +34,7 @@ class _Call(ctypes.Structure):
 
 
 def available(dtype: torch.dtype) -> bool:
-    """Whether tensors of this type are taken here, both ways."""
-    return dtype in SUFFIX and native.library("mix") is not None
-
-
-def forwards(dtype: torch.dtype) -> bool:
-    """Whether those are taken here in forward."""
+    """Whether tensors of this type are taken here."""
     return dtype in SUFFIX_WITH_HALF and native.library("mix") is not None
 
 

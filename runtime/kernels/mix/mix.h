@@ -1,5 +1,5 @@
 /* The kernel for one type, REAL; included by mix.c once for each. HALF: everything is read and written
- * in bfloat16 and REAL is float; forward only, and nothing is rounded but results. */
+ * in bfloat16 and REAL is float; nothing is rounded but results. */
 
 #include "vectors.h"
 #include "bfloat16.h"
@@ -14,11 +14,20 @@ INLINE VEC NAME(load)(const uint16_t *x)
     return (VEC)(__builtin_convertvector(*(const NAME(halves) *)x, NAME(words)) << 16);
 }
 
+INLINE void NAME(store)(uint16_t *y, VEC x)
+{
+    const NAME(words) bits = (NAME(words))x;
+    *(NAME(halves) *)y = __builtin_convertvector((bits + 0x7fff + (bits >> 16 & 1)) >> 16, NAME(halves));
+}
+
 INLINE float NAME(one)(uint16_t x) { return (union float_bits){.bits = (uint32_t)x << 16}.real; }
+INLINE void NAME(put)(uint16_t *y, float x) { narrow(&x, y, 1); }
 #else
 #define ELEMENT REAL
 INLINE VEC NAME(load)(const REAL *x) { return *(const VEC *)x; }
+INLINE void NAME(store)(REAL *y, VEC x) { *(VEC *)y = x; }
 INLINE REAL NAME(one)(REAL x) { return x; }
+INLINE void NAME(put)(REAL *y, REAL x) { *y = x; }
 #endif
 
 /* What one thread works in. */
@@ -31,7 +40,7 @@ struct NAME(work) {
     REAL **streams;                /* [active] where the streams of this token stand */
     REAL *scratch, *deltas;        /* [active, pitch] streams; their gradients */
     REAL *ones, *zeros;            /* [pitch] for a norm without gain or bias */
-    REAL *wide, *made;             /* of bfloat16: weights, gains and biases; a row of a result */
+    REAL *wide, *made;             /* of bfloat16: weights; a row of a result or of its gradient */
     const REAL **gains, **biases;  /* [norms] */
     REAL *dgains, *dbiases;        /* [norms, pitch] summed since the last flush */
     REAL *dshared;                 /* [active, sources] likewise, for weights that tokens share */
@@ -186,7 +195,6 @@ static void NAME(forward_token)(struct NAME(work) *w, const struct call *c, int6
     }
 }
 
-#if !HALF
 /* Adds to `delta` the gradient that output i sends to its stream x; sums those of gain and bias. */
 static void NAME(norm_backward)(struct NAME(work) *w, const struct call *c, int64_t i,
                                 const REAL *restrict x, const REAL *restrict dy,
@@ -229,7 +237,8 @@ static void NAME(stream_grads)(struct NAME(work) *w, const struct call *c, int64
     for (int64_t i = 0; i < c->norms + c->raws; i++) {
         if (!c->grads[i]) continue;
         const int64_t slot = w->slot[c->outputs[i]];
-        const REAL *restrict dy = (const REAL *)c->grads[i] + t * c->grad_strides[i];
+        const ELEMENT *from = (const ELEMENT *)c->grads[i] + t * c->grad_strides[i];
+        const REAL *restrict dy = NAME(vector)(from, w->made, width);
         REAL *restrict delta = w->deltas + slot * w->pitch;
         if (i < c->norms) {
             NAME(norm_backward)(w, c, i, w->streams[slot], dy, delta);
@@ -243,7 +252,7 @@ static void NAME(stream_grads)(struct NAME(work) *w, const struct call *c, int64
 /* n ways by m sources: <delta_i, x_j> into dots[i][j], and sum_i weight_ij delta_i written or added
  * to p[j]. Both in one sweep, with the dot products in registers. */
 INLINE void NAME(push)(const int n, const int m, const int mode, int64_t width, int64_t pitch,
-                       const REAL *g, const REAL *const *x, REAL *const *p,
+                       const REAL *g, const ELEMENT *const *x, ELEMENT *const *p,
                        const REAL weights[4][2], REAL dots[4][2])
 {
     VEC sum[4][2];
@@ -257,27 +266,27 @@ INLINE void NAME(push)(const int n, const int m, const int mode, int64_t width, 
             if (mode != SKIP) __builtin_prefetch(p[j] + width + d, 1);
         }
         for (int j = 0; j < m; j++)
-            total[j] = mode == ADD ? *(const VEC *)(p[j] + d) : (VEC){0};
+            total[j] = mode == ADD ? NAME(load)(p[j] + d) : (VEC){0};
         for (int i = 0; i < n; i++) {
             const VEC delta = *(const VEC *)(g + i * pitch + d);
             for (int j = 0; j < m; j++) {
-                sum[i][j] += delta * *(const VEC *)(x[j] + d);
+                sum[i][j] += delta * NAME(load)(x[j] + d);
                 if (mode != SKIP) total[j] += weights[i][j] * delta;
             }
         }
         for (int j = 0; j < m; j++)
-            if (mode != SKIP) *(VEC *)(p[j] + d) = total[j];
+            if (mode != SKIP) NAME(store)(p[j] + d, total[j]);
     }
     for (int i = 0; i < n; i++)
         for (int j = 0; j < m; j++) dots[i][j] = NAME(across)(sum[i][j]);
     for (; d < width; d++)
         for (int j = 0; j < m; j++) {
-            REAL total = mode == ADD ? p[j][d] : 0;
+            REAL total = mode == ADD ? NAME(one)(p[j][d]) : 0;
             for (int i = 0; i < n; i++) {
-                dots[i][j] += g[i * pitch + d] * x[j][d];
+                dots[i][j] += g[i * pitch + d] * NAME(one)(x[j][d]);
                 total += weights[i][j] * g[i * pitch + d];
             }
-            if (mode != SKIP) p[j][d] = total;
+            if (mode != SKIP) NAME(put)(p[j] + d, total);
         }
 }
 
@@ -285,13 +294,15 @@ INLINE void NAME(push)(const int n, const int m, const int mode, int64_t width, 
 INLINE void NAME(source_group)(const int n, const int m, struct NAME(work) *w, const struct call *c,
                                int64_t t, int64_t first, int64_t l)
 {
-    const REAL *g = w->deltas + first * w->pitch, *x[2];
+    const REAL *g = w->deltas + first * w->pitch;
+    const ELEMENT *x[2];
     const int64_t pitch = w->pitch, width = c->width;
     const int64_t mode = c->modes[l] == WRITE && first > 0 ? ADD : c->modes[l];
-    REAL weights[4][2], dots[4][2], *p[2];
+    REAL weights[4][2], dots[4][2];
+    ELEMENT *p[2];
     for (int j = 0; j < m; j++) {
         x[j] = w->sources[l + j];
-        p[j] = mode == SKIP ? NULL : (REAL *)c->pushes[l + j] + t * width;
+        p[j] = mode == SKIP ? NULL : (ELEMENT *)c->pushes[l + j] + t * width;
         for (int i = 0; i < n; i++) weights[i][j] = w->weights[first + i][l + j];
     }
     if (mode == SKIP) NAME(push)(n, m, SKIP, width, pitch, g, x, p, weights, dots);
@@ -301,7 +312,7 @@ INLINE void NAME(source_group)(const int n, const int m, struct NAME(work) *w, c
         for (int j = 0; j < m; j++) {
             const int64_t way = w->way[first + i];
             if (c->dweights)
-                ((REAL *)c->dweights)[(t * c->ways + way) * c->sources + l + j] = dots[i][j];
+                NAME(put)((ELEMENT *)c->dweights + (t * c->ways + way) * c->sources + l + j, dots[i][j]);
             else
                 w->dshared[(first + i) * c->sources + l + j] += dots[i][j];
         }
@@ -337,8 +348,6 @@ static void NAME(flush)(struct NAME(work) *w, const struct call *c, double *tota
     memset(w->dshared, 0, (size_t)(w->active * c->sources) * sizeof(REAL));
 }
 
-#endif
-
 /* Both return how many threads got no memory: 0 when all is well. */
 int NAME(mix_forward)(const struct call *c)
 {
@@ -357,7 +366,6 @@ int NAME(mix_forward)(const struct call *c)
     return failed;
 }
 
-#if !HALF
 int NAME(mix_backward)(const struct call *c)
 {
     const int64_t sums = 2 * c->norms * c->width + c->ways * c->sources;
@@ -381,7 +389,6 @@ int NAME(mix_backward)(const struct call *c)
     }
     return failed;
 }
-#endif
 
 #undef ELEMENT
 #undef HALF

@@ -20,7 +20,7 @@ def forward(inputs: Inputs, plan: Plan, stacked: Tensor | None = None) -> list[T
     """The outputs, each [..., D], by the fastest way there is. stacked: see plain.forward."""
     if not plan.outputs:
         return []
-    if compiled.forwards(inputs.weights.dtype):
+    if compiled.available(inputs.weights.dtype):
         return compiled.forward(inputs, plan)
     return plain.forward(inputs, plan, stacked)
 

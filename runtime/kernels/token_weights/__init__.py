@@ -2,7 +2,7 @@
 
 rms_norm(x) W' is rsqrt(mean(x^2) + eps) times x W', so that the normalised x is never written: what
 is scaled has a few dozen channels, not all of x. Static weights are the bias of the last product.
-With gelu, many tokens and a C compiler, forward is one function of C (compiled.py).
+With gelu and a C compiler, forward is one function of C (compiled.py), which takes bfloat16, too.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class _TokenWeights(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        rows, hidden, output, scale, raw = ctx.saved_tensors
+        *given, scale, raw = ctx.saved_tensors
+        dtype, wide = grad.dtype, raw.dtype  # of bfloat16 all is computed in float32
+        rows, hidden, output, grad = (each.to(wide) for each in (*given, grad))
         need_x, need_hidden, need_output, need_static = ctx.needs_input_grad[:4]
         active, of_raw, of_rows = _activated_backward(
             raw, rows, scale, grad @ output, ctx.kind, of_rows=need_x
@@ -78,7 +80,8 @@ class _TokenWeights(torch.autograd.Function):
         of_static = grad.sum(0).view(ctx.static) if ctx.static and need_static else None
         of_hidden = of_raw.t() @ rows if need_hidden else None
         of_x = None if of_rows is None else of_rows.addmm_(of_raw, hidden).view(ctx.shape)
-        return of_x, of_hidden, of_output, of_static, None, None
+        found = (of_x, of_hidden, of_output, of_static)
+        return *(None if each is None else each.to(dtype) for each in found), None, None
 
 
 def _forward(
@@ -92,7 +95,7 @@ def _forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The weights [N, C*L]; for backward raw = rows hidden' [N, F] and the norm's scale [N, 1]."""
-    if _in_c(kind, rows, hidden, output, static, keep=keep):
+    if _in_c(kind, rows, hidden, output, static):
         return compiled.forward(rows, hidden, output, static, eps, keep=keep)
     raw = rows @ hidden.t()
     scale = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
@@ -109,7 +112,7 @@ def _activated_backward(
     """activation(raw * scale) once more; from its gradient those of raw and, through the scale, of
     the rows: d scale / d rows = -scale^3 rows / D, and the scale meets every channel of `raw`.
     """
-    if _in_c(kind, rows, raw, keep=True):
+    if _in_c(kind, rows, raw):
         return compiled.backward(raw, rows, scale, grad, of_rows=of_rows)
     with torch.enable_grad():
         leaf = (raw * scale).detach().requires_grad_()
@@ -122,22 +125,13 @@ def _activated_backward(
     return active.detach(), of_normed * scale, through
 
 
-def _in_c(kind: str, rows: Tensor, *others: Tensor | None, keep: bool) -> bool:
+def _in_c(kind: str, rows: Tensor, *others: Tensor | None) -> bool:
     """Whether C takes it. What follows the operators that run is to see torch's."""
-    wide, half = rows.dtype is torch.float32, rows.dtype is torch.bfloat16
-    if kind != "gelu" or not (wide or (half and not keep)):
+    if kind != "gelu" or rows.dtype not in (torch.float32, torch.bfloat16):
         return False
     if not alike(rows, *others) or not rows.is_contiguous():
         return False
     return not traced() and native.library("token_weights") is not None
-
-
-def _rounded_once(kind: str, *given: Tensor | None) -> bool:
-    """Whether bfloat16 is computed in float32: without gradients, where C takes that."""
-    if torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in given):
-        return False
-    x, *others = given
-    return x is not None and _in_c(kind, x, *others, keep=False)
 
 
 def _refuses(
@@ -154,9 +148,7 @@ def _refuses(
         return "a compiler fuses the norm itself"
     if kind not in KINDS:
         return f"activation {kind}"
-    if autocasts(x) or (
-        x.dtype.itemsize < 4 and not _rounded_once(kind, x, hidden, output, static)
-    ):
+    if autocasts(x) or (x.dtype.itemsize < 4 and not _in_c(kind, x, hidden, output, static)):
         return f"{x.dtype}: the norm is to be rounded before the product"
     if any(each.dtype != x.dtype for each in (hidden, output)):
         return "types differ"

@@ -1,4 +1,4 @@
-"""The generator in C (token_weights.c): gelu on the CPU, in float32, forward in bfloat16, too."""
+"""The generator in C (token_weights.c): gelu on the CPU, in float32, forward of bfloat16, too."""
 
 from __future__ import annotations
 
@@ -29,17 +29,16 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """gelu(rms_norm(rows) hidden') output' + shift [N, O], and what backward needs, if `keep`.
 
-    rows: [N, D]; hidden: [F, D]; output: [O, F]; shift: [O]; all of one type. Kept are, of float32
-    only, raw = rows hidden' [N, F] and scale = 1 / sqrt(mean(rows^2) + eps) [N, 1].
+    rows: [N, D]; hidden: [F, D]; output: [O, F]; shift: [O]; all of one type. Kept in float32 are
+    raw = rows hidden' [N, F] and scale = 1 / sqrt(mean(rows^2) + eps) [N, 1].
     """
     count, features, outputs = len(rows), len(hidden), len(output)
     out = rows.new_empty(count, outputs)
-    raw = rows.new_empty(count, features) if keep else None
-    scales = rows.new_empty(count, 1) if keep else None
+    raw = rows.new_empty(count, features, dtype=torch.float32) if keep else None
+    scales = rows.new_empty(count, 1, dtype=torch.float32) if keep else None
     given = [rows, hidden.contiguous(), output.contiguous()]
     given += [] if shift is None else [shift.contiguous()]
     half = rows.dtype is torch.bfloat16
-    assert not (half and keep)
     for each in given:
         assert each.is_contiguous() and each.dtype is (rows.dtype if half else torch.float32)
     assert hidden.shape[1] == rows.shape[1] and output.shape[1] == features

@@ -17,7 +17,7 @@ enum { BESIDE = 4 }; /* rows of a matrix that meet a token at once */
 /* compiled.py declares the same. Rows are contiguous. */
 struct call {
     int64_t tokens, width, features, outputs, threads;
-    int64_t half; /* whether what forward reads and its `out` are of bfloat16; raw is NULL then */
+    int64_t half; /* whether what forward reads and its `out` are of bfloat16, all but raw, scales */
     double eps;
     const float *x, *hidden, *output; /* [tokens, width], [features, width], [outputs, features] */
     const float *shift;               /* [outputs] or NULL */
