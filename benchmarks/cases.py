@@ -77,6 +77,17 @@ def _mudd(size: str, batch: int, target: float, *, train: bool, native: bool = T
     )
 
 
+def _mudd_bf16(size: str, batch: int, *, train: bool) -> Case:
+    case = _mudd(size, batch, 0.0, train=train)
+    return dataclasses.replace(
+        case,
+        name=f"{case.name}-bf16",
+        dtype="bfloat16",
+        mode="train" if train else "inference",
+        target=None,
+    )
+
+
 def _memory(name: str, doc: str, **more: Any) -> Case:
     return Case(
         name=name,
@@ -140,14 +151,10 @@ CASES = (
     _mudd("12x768", 2, 1.03, train=False),
     _mudd("12x768", 2, 1.05, train=True),
     _mudd("24x256", 4, 1.12, train=False),
-    dataclasses.replace(
-        _mudd("24x256", 4, 0.0, train=False),
-        name="mudd-24x256-forward-bf16",
-        dtype="bfloat16",
-        mode="inference",
-        target=None,
-    ),
+    _mudd_bf16("24x256", 4, train=False),
     _mudd("24x256", 4, 1.15, train=True),
+    _mudd_bf16("24x256", 4, train=True),
+    _mudd_bf16("12x768", 2, train=True),
     _mudd("24x256", 4, 1.20, train=False, native=False),
     _mudd("24x256", 4, 1.25, train=True, native=False),
     _neox("12x768", 2, 1.0),
