@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ SIZES = [  # rows, channels, those of each linear
     (788, 768, (768,) * 3),
     (788, 3072, (768,)),
 ]
-
-Linears = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Sequence[Tensor] | None]
 
 
 def plain(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> list[Tensor]:
