@@ -7,20 +7,23 @@ of a sum of products.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from multiway.runtime.kernels.kernel import no_autocast
 from multiway.runtime.kernels.mix.plan import Grads, Inputs, Maybes, Plan, Wanted
+from multiway.runtime.kernels.norms.plain import norm_backward
 
-PRODUCT_ELEMENTS = 1 << 20  # of the gradients of all sources at a time: they stay in the cache
+CACHED_ELEMENTS = 1 << 19  # of what is read once for each source: it is to stay in the cache
 
 
 def forward(inputs: Inputs, plan: Plan, stacked: Tensor | None = None) -> list[Tensor]:
     """The outputs, each [..., D]. stacked: [L, ..., D], the history in one buffer, if it is."""
-    with torch.autocast("cpu", enabled=False):
+    with no_autocast():
         streams = _streams(inputs, _batch(inputs, stacked))
         shape = inputs.history[0].shape
         outputs = []
@@ -38,7 +41,7 @@ def backward(
     grads: Maybes, inputs: Inputs, plan: Plan, wanted: Wanted, stacked: Tensor | None = None
 ) -> Grads:
     """Gradients from those of the outputs, at least one of which is a tensor."""
-    with torch.autocast("cpu", enabled=False):
+    with no_autocast():
         batch = _batch(inputs, stacked)
         ways = sorted({c for c, g in zip(plan.outputs, grads, strict=True) if g is not None})
         found = _deltas(grads, ways, inputs, plan, batch)
@@ -94,66 +97,43 @@ def _deltas(grads: Maybes, ways: list[int], inputs: Inputs, plan: Plan, batch: T
     tokens, _, width = batch.shape
     wide = torch.promote_types(batch.dtype, torch.float32)
     rows = [None if g is None else g.reshape(tokens, width).to(wide) for g in grads]
-    streams = batch.new_empty((tokens, len(ways), width), dtype=wide)
-    found = _Deltas(streams=streams, gains=[], biases=[])
-    one, written = streams.new_ones(()), set[int]()
-
-    def add(way: int, row: Tensor, scale: Tensor) -> None:
-        into = streams[:, ways.index(way)]
-        into.addcmul_(row, scale) if way in written else torch.mul(row, scale, out=into)
-        written.add(way)
-
-    count = len(plan.normed)
-    if any(row is not None for row in rows[:count]):
-        units, scales = _units(_streams(inputs, batch).to(wide), plan)
+    # One way behind the other: each is written as a whole, and products take them as they lie.
+    into = batch.new_empty((len(ways), tokens, width), dtype=wide)
+    normed, written = len(plan.normed), set[int]()
+    gains, biases = into.new_zeros((2, normed, width))
+    if any(row is not None for row in rows[:normed]):
+        streams = _streams(inputs, batch)
     for i, (way, row) in enumerate(zip(plan.outputs, rows, strict=True)):
-        if i >= count:
-            if row is not None:
-                add(way, row, one)
-            continue
         if row is None:
-            found.gains.append(streams.new_zeros(width))
-            found.biases.append(streams.new_zeros(width))
             continue
-        gain = inputs.gains[i] if inputs.gains else None
-        product = row * units[way]
-        found.gains.append(product.sum(0))
-        found.biases.append(row.sum(0))
-        add(way, _before_scale(row, product, units[way], gain, plan), scales[way])
-    return found
-
-
-def _units(streams: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
-    """Streams [C, tokens, D], written over by their norms, and what scaled them [C, tokens, 1]."""
-    if plan.norm == "layer_norm":
-        streams.sub_(streams.mean(-1, keepdim=True))
-    scale = torch.linalg.vector_norm(streams, dim=-1, keepdim=True)
-    scale = scale.square_().div_(streams.shape[-1]).add_(plan.eps).rsqrt_()
-    return streams.mul_(scale), scale
-
-
-def _before_scale(
-    row: Tensor, product: Tensor, unit: Tensor, gain: Tensor | None, plan: Plan
-) -> Tensor:
-    """The gradient of a stream but for its scale. product: row * unit, which is written over."""
-    g = row if gain is None else row * gain
-    along = (product if gain is None else product.mul_(gain)).mean(-1, keepdim=True)
-    middle = g.mean(-1, keepdim=True) if plan.norm == "layer_norm" else None
-    dx = torch.addcmul(g, unit, along, value=-1, out=None if gain is None else g)
-    return dx if middle is None else dx.sub_(middle)
+        whole = into[ways.index(way)]
+        part = torch.empty_like(whole) if way in written else whole
+        if i < normed:
+            gain = inputs.gains[i] if inputs.gains else None
+            x = streams[way].to(wide).contiguous()
+            found = norm_backward(row, x, gain, norm=plan.norm, eps=plan.eps, out=part)
+            gains[i], biases[i] = found
+        else:
+            part.copy_(row)
+        if part is not whole:
+            whole.add_(part)
+        written.add(way)
+    return _Deltas(streams=into.transpose(0, 1), gains=[*gains], biases=[*biases])
 
 
 def _weight_grads(deltas: Tensor, ways: list[int], inputs: Inputs, batch: Tensor) -> Tensor:
     """<delta of way c, source l>, of each token or summed over them."""
-    made = torch.zeros_like(inputs.weights)
     if inputs.shared:
         tokens, sources, width = batch.shape
         rows = deltas.transpose(0, 1).reshape(len(ways), tokens * width)
-        made[ways] = rows @ batch.transpose(0, 1).reshape(sources, tokens * width).t()
+        found = rows @ batch.transpose(0, 1).reshape(sources, tokens * width).t()
     else:
-        made[..., ways, :] = torch.bmm(deltas, batch.transpose(1, 2)).view(
-            *made.shape[:-2], len(ways), made.shape[-1]
-        )
+        found = torch.bmm(deltas, batch.transpose(1, 2))
+        found = found.view(*inputs.weights.shape[:-2], *found.shape[1:])
+    if len(ways) == inputs.weights.shape[-2]:
+        return found
+    made = torch.zeros_like(inputs.weights)
+    made[..., ways, :] = found
     return made
 
 
@@ -161,23 +141,39 @@ def _source_grads(
     deltas: Tensor, ways: list[int], inputs: Inputs, wanted: Wanted
 ) -> list[Tensor | None]:
     """The sum of weights times deltas for each source, added to the buffers that there are."""
-    tokens, width = inputs.tokens, inputs.history[0].shape[-1]
+    tokens, count, width = deltas.shape
     weights = inputs.weights[..., ways, :].transpose(-2, -1)  # [..., L, ways]
+    # Products of one row by columns of a batch take half as long again.
+    weights = weights.contiguous()
     weights = weights.expand(tokens, -1, -1) if inputs.shared else weights.flatten(0, -3)
     found: list[Tensor | None] = [None] * len(inputs.history)
     for l, (x, want) in enumerate(zip(inputs.history, wanted.sources, strict=True)):  # noqa: E741
         into = wanted.into[l]
         found[l] = None if not want else x.new_empty(x.shape) if into is None else into
-    fresh = [i for i, x in enumerate(found) if x is not None and wanted.into[i] is None]
-    summed = [i for i, x in enumerate(found) if x is not None and wanted.into[i] is not None]
-    step = max(1, PRODUCT_ELEMENTS // (len(found) * width))
-    rows = [() if x is None else torch.split(x.view(tokens, width), step) for x in found]
-    product = deltas.new_empty((min(step, tokens), len(found), width))
-    for part, (w, d) in enumerate(
-        zip(torch.split(weights, step), torch.split(deltas, step), strict=True)
-    ):
-        made = torch.bmm(w, d, out=product[: len(w)]).unbind(1)
-        for chosen, write in ((fresh, torch._foreach_copy_), (summed, torch._foreach_add_)):
-            if chosen:
-                write([rows[i][part] for i in chosen], [made[i] for i in chosen])
+    rows = [None if x is None else x.view(tokens, width) for x in found]
+    new = [into is None for into in wanted.into]
+    write = _write_rounded if deltas.dtype.itemsize < 4 else _write_each
+    step = max(1, CACHED_ELEMENTS // (count * width))
+    for start in range(0, tokens, step):
+        part = slice(start, start + step)
+        write(weights[part], deltas[part], [None if x is None else x[part] for x in rows], new)
     return found
+
+
+def _write_each(weights: Tensor, deltas: Tensor, rows: Maybes, new: Sequence[bool]) -> None:
+    """Weights [n, L, ways] times deltas [n, ways, D] into rows L of [n, D], or added to those that
+    are not new: one batch of products for each source, which reads and writes its rows once.
+    """
+    for l, (row, fresh) in enumerate(zip(rows, new, strict=True)):  # noqa: E741
+        if row is not None and fresh:
+            torch.bmm(weights[:, l : l + 1], deltas, out=row.unsqueeze(1))
+        elif row is not None:
+            row.unsqueeze(1).baddbmm_(weights[:, l : l + 1], deltas)
+
+
+def _write_rounded(weights: Tensor, deltas: Tensor, rows: Maybes, new: Sequence[bool]) -> None:
+    """The same in half precision, where batches of single rows take twice as long as this."""
+    made = torch.bmm(weights, deltas)
+    for row, product, fresh in zip(rows, made.unbind(1), new, strict=True):
+        if row is not None:
+            row.copy_(product) if fresh else row.add_(product)

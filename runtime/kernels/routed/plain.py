@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from multiway.runtime.kernels.kernel import no_autocast
+from multiway.runtime.kernels.norms.plain import norm_backward
 from multiway.runtime.kernels.routed.plan import Debt, Grads, Inputs, Maybes, Plan, State, wide_type
 
 
@@ -21,7 +23,7 @@ def forward(
     """The outputs, each [..., D], and what backward reads. stacked: [L, ..., D], the history in
     one buffer, if it is.
     """
-    with torch.autocast("cpu", enabled=False):
+    with no_autocast():
         first = inputs.history[0]
         batch = _batch(inputs, stacked)
         for source, scale, fresh in zip(batch, inputs.scales, inputs.fresh, strict=True):
@@ -45,7 +47,7 @@ def backward(
     grads: Maybes, inputs: Inputs, plan: Plan, state: State, stacked: Tensor | None = None
 ) -> Grads:
     """From the gradients of the outputs, at least one of which is a tensor."""
-    with torch.autocast("cpu", enabled=False):
+    with no_autocast():
         batch, groups, each = _batch(inputs, stacked), plan.groups, inputs.width // plan.groups
         grad, dgains, dbiases = _average_grads(grads, inputs, plan, state)
         weights = (state.scores - state.lse).exp()
@@ -75,7 +77,7 @@ def pull(sources: Sequence[int], debts: Sequence[Debt], into: Maybes) -> list[Te
 def _pull(source: int, debts: Sequence[Debt], into: Tensor | None) -> Tensor:
     x, groups = debts[0].history[source], debts[0].groups
     tokens, width = debts[0].grad.shape
-    with torch.autocast("cpu", enabled=False):
+    with no_autocast():
         rows = x.reshape(tokens, width).to(debts[0].grad.dtype)
         own = torch.stack([debt.parts[source, :, -1:] for debt in debts]).sum(0)
         total = own.neg() * rows
@@ -138,10 +140,11 @@ def _average_grads(
             grad = grad + dy
             continue
         gain = inputs.gains[i] if inputs.gains else None
-        dx, dgain, dbias = _norm_backward(dy.to(grad.dtype), average, gain, plan)
+        wide, dx = dy.to(grad.dtype), torch.empty_like(grad)
+        found = norm_backward(wide, average, gain, norm=plan.norm, eps=plan.norm_eps, out=dx)
         grad = grad + dx
-        dgains.append(dgain.to(dy.dtype))
-        dbiases.append(dbias.to(dy.dtype))
+        dgains.append(found[0].to(dy.dtype))
+        dbiases.append(found[1].to(dy.dtype))
     return grad, dgains if inputs.gains else [], dbiases if inputs.biases else []
 
 
@@ -153,17 +156,3 @@ def _norm(x: Tensor, gain: Tensor | None, bias: Tensor | None, plan: Plan) -> Te
     y = (wide * (wide.square().mean(-1, keepdim=True) + plan.norm_eps).rsqrt()).to(x.dtype)
     y = y if gain is None else y * gain
     return y if bias is None else y + bias
-
-
-def _norm_backward(
-    dy: Tensor, x: Tensor, gain: Tensor | None, plan: Plan
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of x [tokens, D], of the gain and of the bias [D]."""
-    x = x - x.mean(-1, keepdim=True) if plan.norm == "layer_norm" else x
-    scale = (x.square().mean(-1, keepdim=True) + plan.norm_eps).rsqrt()
-    unit = x * scale
-    g = dy if gain is None else dy * gain
-    dx = torch.addcmul(g, unit, (g * unit).mean(-1, keepdim=True), value=-1)
-    if plan.norm == "layer_norm":
-        dx -= g.mean(-1, keepdim=True)
-    return dx.mul_(scale), (dy * unit).sum(0), dy.sum(0)
