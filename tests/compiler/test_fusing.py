@@ -337,6 +337,15 @@ def test_the_sequence_is_joined_for_keys_and_values_only() -> None:
     assert sunk == [f"blocks.{i}.attention.{name}" for i in (0, 1) for name in ("join.1", "join.2")]
 
 
+def test_a_sequence_that_only_a_head_cuts_stays_whole() -> None:
+    shared = {f"block.{part}.experts": None for part in ("norm", "attention", "ffn")}
+    spec = mw.load("beit3-test", set=shared).for_head("mlm")
+    graph = mw.build(spec)
+    assert any(record.op == "split" for record in graph)
+    sink = next(each for each in PIPELINE if each.name == "sink_segments")
+    assert sink.run(graph, Tally(), Options()) is graph
+
+
 # A wrong pass is caught
 
 
