@@ -3,13 +3,19 @@ PYTHON ?= python3
 VENV := .venv
 INSTALL := $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint env clean
+.PHONY: demo test slow fuzz lint env clean
 
 demo: $(VENV)/.ready
 	$(VENV)/bin/python -m multiway.demo
 
 test: $(VENV)/.ready
 	$(VENV)/bin/python -m pytest -n 2 -m "not slow and not gpu and not fuzz" $(ARGS)
+
+slow: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest -n 2 -m "slow and not gpu and not fuzz" $(ARGS)
+
+fuzz: $(VENV)/.ready
+	$(VENV)/bin/python -m pytest -n 2 -m fuzz $(ARGS)
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check .

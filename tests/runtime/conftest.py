@@ -27,8 +27,8 @@ def in_double() -> Iterator[None]:
 
 @pytest.fixture(params=["c", "plain"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs a test of the mix with its C kernel and without."""
-    yield from _both_ways(request.param, "mix")
+    """Runs a test of mixes, or of attention over depth, with their C kernels and without."""
+    yield from _both_ways(request.param, "mix", "routed")
 
 
 @pytest.fixture(params=["c", "plain"])

@@ -1,0 +1,274 @@
+"""Histories of attention over depth in autograd: who gets which gradient, what lives how long."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from attending import PLAN, RAW, network, plain_mix, reference
+from mixing import grads_of, history_of, leaves, loss_of, same
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from multiway.runtime.kernels.mix import append, mix
+from multiway.runtime.kernels.routed import routed_mix
+from multiway.runtime.kernels.routed.plan import Debt
+
+pytestmark = pytest.mark.usefixtures("in_double")
+
+
+@pytest.fixture
+def model() -> tuple[list[Tensor], list[Tensor]]:
+    torch.manual_seed(0)
+    hiddens = leaves(6, 2, 5, 12)
+    return hiddens, leaves(5, 20)
+
+
+def test_a_deep_history_has_the_gradients_of_a_list(path: str, model: Any) -> None:
+    hiddens, parameters = model
+    wanted = [*hiddens, *parameters]
+    expected = grads_of(network(hiddens, parameters, tracked=False), wanted)
+    same(grads_of(network(hiddens, parameters, tracked=True), wanted), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_long_history_draws_several_sources_at_once(path: str, groups: int) -> None:
+    torch.manual_seed(0)
+    queries, start = leaves(17, 6), leaves(1, 1, 5, 6)[0]
+
+    def run(router: Any, tracked: bool) -> Tensor:
+        history: Any = None if tracked else []
+        x = start
+        for i, query in enumerate(queries):
+            history = append(history, x, capacity=17) if tracked else [*history, x]
+            plan = {**PLAN, "groups": groups}
+            if i % 5 == 4:  # something else comes between
+                x = (
+                    x
+                    + 0.3 * (mix if tracked else plain_mix)(history, query[:1].expand(1, i + 1))[0]
+                )
+            a, b = router(history, query, **plan)
+            x = torch.tanh(a) + 0.5 * b
+        return x.square().sum()
+
+    wanted = [*queries, start]
+    expected = grads_of(run(reference, False), wanted)
+    same(grads_of(run(routed_mix, True), wanted), expected)
+
+
+def test_gradients_of_a_subset_leave_nothing_behind(path: str, model: Any) -> None:
+    hiddens, parameters = model
+    wanted = [*hiddens, *parameters]
+    expected = grads_of(network(hiddens, parameters, tracked=False), wanted)
+    loss = network(hiddens, parameters, tracked=True)
+    for i in (6, 0, 8, 3, 10):  # parameters alone never come to an Append
+        same(grads_of(loss, wanted[i : i + 1], retain_graph=True), expected[i : i + 1])
+    same(grads_of(loss, wanted), expected)
+
+
+def test_two_backwards_add_up(path: str, model: Any) -> None:
+    hiddens, parameters = model
+    wanted = [*hiddens, *parameters]
+    expected = grads_of(network(hiddens, parameters, tracked=False), wanted)
+    loss = network(hiddens, parameters, tracked=True)
+    loss.backward(retain_graph=True)
+    loss.backward()
+    same([x.grad for x in wanted], [2 * each for each in expected])  # type: ignore
+
+
+def test_a_backward_that_fails_leaves_nothing_behind(path: str) -> None:
+    x, query = leaves(1, 1, 3, 4)[0], leaves(1, 4)[0]
+    history = append(None, x * 1)
+    (y,) = routed_mix(history, query, **RAW)
+    used = query * 1
+    (z,) = routed_mix(history, used, **RAW)
+    fail = [True]
+
+    def refuse(_: Tensor) -> None:
+        if fail[0]:
+            raise ValueError("stop")
+
+    used.register_hook(refuse)
+    with pytest.raises(ValueError, match="stop"):
+        (y + z).sum().backward(retain_graph=True)
+    fail[0] = False
+    x.grad = None
+    (y + z).sum().backward()
+    same([x.grad], [torch.full((1, 3, 4), 2.0)])  # type: ignore[list-item]
+
+
+def test_a_router_that_nobody_reads(path: str) -> None:
+    hiddens, queries = leaves(3, 1, 3, 4), leaves(2, 4)
+    history = history_of(hiddens)
+    routed_mix(history, queries[0], **PLAN)
+    used, expected = (f(h, queries[1], **PLAN)[1].square().sum() for f, h in
+                      ((routed_mix, history), (reference, hiddens)))  # fmt: skip
+    wanted = [*hiddens, *queries]
+    same(grads_of(used, wanted), grads_of(expected, wanted))
+
+
+def test_entries_that_need_no_gradient(path: str) -> None:
+    hiddens, query = leaves(3, 1, 3, 4), leaves(1, 4)[0]
+    hiddens[1] = hiddens[1].detach()
+    wanted = [hiddens[0], hiddens[2], query]
+    expected = grads_of(loss_of(reference(hiddens, query, **PLAN), 1), wanted)
+    with torch.no_grad():
+        frozen = history_of(hiddens)
+    for history in (history_of(hiddens), frozen, hiddens):
+        same(grads_of(loss_of(routed_mix(history, query, **PLAN), 1), wanted), expected)
+    fixed = query.detach()
+    for history in (history_of(hiddens), hiddens):
+        found = grads_of(loss_of(routed_mix(history, fixed, **PLAN), 1), wanted)
+        same(found, [*expected[:2], torch.zeros(4)])
+
+
+def test_gradients_of_entries_and_their_hooks_see_everything(path: str) -> None:
+    first, x, query = *leaves(2, 1, 3, 4), leaves(1, 4)[0]
+    middle = x * 2
+    history = append(append(None, first), middle)
+    loss = loss_of(routed_mix(history, query, **RAW), 1) + history[1].square().sum()
+    (found,) = torch.autograd.grad(loss, [history[1]], retain_graph=True)
+    middle.retain_grad()
+    loss.backward()
+    plain = middle.detach().requires_grad_()
+    again = loss_of(reference([first, plain], query, **RAW), 1) + plain.square().sum()
+    (expected,) = torch.autograd.grad(again, [plain])
+    same([found, middle.grad, x.grad], [expected, expected, 2 * expected])  # type: ignore
+
+
+def test_branches_share_a_beginning(path: str) -> None:
+    hiddens, query = leaves(4, 1, 3, 4), leaves(1, 4)[0]
+    stem = history_of(hiddens[:2], capacity=4)
+    left, right = (append(stem, x, capacity=4) for x in hiddens[2:])
+    found = [y for h in (left, right, stem) for y in routed_mix(h, query, **PLAN)]
+    lists = hiddens[:3], [*hiddens[:2], hiddens[3]], hiddens[:2]
+    expected = [y for h in lists for y in reference(h, query, **PLAN)]
+    wanted = [*hiddens, query]
+    same(grads_of(loss_of(found, 1), wanted), grads_of(loss_of(expected, 1), wanted))
+
+
+def test_another_eps_is_another_scale(path: str) -> None:
+    hiddens, query = leaves(3, 1, 3, 4), leaves(1, 4)[0]
+    history = history_of(hiddens)
+    for eps in (1e-3, 2.0, 1e-3):
+        plan = {**PLAN, "eps": eps}
+        same(routed_mix(history, query, **plan), reference(hiddens, query, **plan))
+
+
+def test_a_history_that_was_changed_is_read_as_it_is(path: str) -> None:
+    hiddens, query = leaves(3, 1, 3, 4), leaves(1, 4)[0]
+    history = history_of(hiddens[:2])
+    routed_mix(history, query, **PLAN)
+    history[0] = hiddens[2]
+    lists = [hiddens[2], hiddens[1]]
+    found, expected = routed_mix(history, query, **PLAN), reference(lists, query, **PLAN)
+    same(found, expected)
+    same(grads_of(loss_of(found, 1), hiddens), grads_of(loss_of(expected, 1), hiddens))
+    middle = hiddens[0] * 2
+    history = history_of([middle, hiddens[1]])
+    routed_mix(history, query, **PLAN)
+    middle.mul_(3)
+    lists = [hiddens[0] * 6, hiddens[1]]
+    same(routed_mix(history, query, **PLAN), reference(lists, query, **PLAN))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(path: str, mode: Any, model: Any) -> None:
+    hiddens, parameters = model
+    expected = network(hiddens, parameters, tracked=False)
+    with mode():
+        found = network(hiddens, parameters, tracked=True)
+    torch.testing.assert_close(found, expected.detach())
+
+
+def test_a_look_in_inference_mode_spoils_no_training(path: str) -> None:
+    hiddens, query = leaves(3, 1, 3, 4), leaves(1, 4)[0]
+    history = history_of(hiddens)
+    with torch.inference_mode():
+        routed_mix(history, query, **PLAN)
+    found, expected = routed_mix(history, query, **PLAN), reference(hiddens, query, **PLAN)
+    same(grads_of(loss_of(found, 1), hiddens), grads_of(loss_of(expected, 1), hiddens))
+
+
+def test_checkpoint_of_a_region_that_holds_a_router(path: str) -> None:
+    hiddens, queries = leaves(3, 2, 3, 4), leaves(2, 4)
+    history = history_of(hiddens)
+
+    def region(h: Any, q: Tensor) -> Any:
+        return routed_mix(h, q, **PLAN)
+
+    outputs = [
+        *checkpoint(region, history, queries[0], use_reentrant=False),
+        *routed_mix(history, queries[1], **PLAN),
+    ]
+    expected = [y for q in queries for y in reference(hiddens, q, **PLAN)]
+    wanted = [*hiddens, *queries]
+    same(grads_of(loss_of(outputs, 1), wanted), grads_of(loss_of(expected, 1), wanted))
+
+
+def test_checkpoint_of_a_region_that_appends_too(path: str) -> None:
+    hiddens, queries = leaves(3, 2, 3, 4), leaves(2, 4)
+
+    def region(history: Any, x: Tensor, q: Tensor) -> Any:
+        longer = append(history, x * 2, capacity=4)
+        return routed_mix(longer, q, **PLAN)[0], longer
+
+    history = history_of(hiddens[:2], capacity=4)
+    y, longer = checkpoint(region, history, hiddens[2], queries[0], use_reentrant=False)
+    lists = [*hiddens[:2], hiddens[2] * 2]
+    expected = [reference(lists, queries[0], **PLAN)[0], *reference(lists, queries[1], **PLAN)]
+    wanted = [*hiddens, *queries]
+    found = loss_of([y, *routed_mix(longer, queries[1], **PLAN)], 1)
+    same(grads_of(found, wanted), grads_of(loss_of(expected, 1), wanted))
+
+
+def test_saved_tensor_hooks_see_what_is_saved(path: str, model: Any) -> None:
+    hiddens, parameters = model
+    expected = grads_of(network(hiddens, parameters, tracked=False), hiddens)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x.clone(), lambda x: x):
+        loss = network(hiddens, parameters, tracked=True)
+    same(grads_of(loss, hiddens), expected)
+
+
+def test_a_changed_hidden_is_noticed(path: str) -> None:
+    x, query = torch.randn(1, 3, 4), leaves(1, 4)[0]
+    middle = x.requires_grad_() * 2
+    (y,) = routed_mix(append(None, middle), query, **RAW)
+    middle.add_(1)
+    with pytest.raises(RuntimeError, match=r"modified .*inplace"):
+        y.sum().backward()
+
+
+@pytest.mark.parametrize("form", ["list", "history"])
+def test_a_second_derivative_is_refused(path: str, form: str) -> None:
+    hiddens, query = leaves(2, 1, 3, 4), leaves(1, 4)[0]
+    history = hiddens if form == "list" else history_of(hiddens)
+    loss = routed_mix(history, query, **PLAN)[0].square().sum()
+
+    def twice() -> None:
+        (grad,) = torch.autograd.grad(loss, [hiddens[0]], create_graph=True)
+        grad.sum().backward()
+
+    with pytest.raises(RuntimeError, match="routed_mix"):
+        twice()
+
+
+@pytest.mark.parametrize("wanted", ["all", "query"])
+def test_hiddens_are_freed_with_the_history(path: str, wanted: str) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        x, query = leaves(1, 1, 3, 4)[0], leaves(1, 4)[0]
+        middle = x * 2
+        seen = weakref.ref(middle)
+        history = append(append(None, middle), middle * 3)
+        (y,) = routed_mix(history, query, **RAW)
+        torch.autograd.grad(y.sum(), [x, query] if wanted == "all" else [query])
+        del middle, history, y
+        assert seen() is None
+        assert not any(type(each) is Debt for each in gc.get_objects())
+    finally:
+        gc.enable()
