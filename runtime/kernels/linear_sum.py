@@ -18,6 +18,10 @@ from torch.nn import functional as F
 from multiway.runtime.kernels import prepacked
 from multiway.runtime.kernels.kernel import Kernel, autocasts
 
+# Numbers in the sum: of fewer, a linear without a bias and an addition take 0.98 to 0.99 of a step,
+# of as many 1.03 (24 x 256, 1024 and 2048 tokens).
+FEWEST = 1 << 19
+
 
 def linear_sum(
     residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor] = ()
@@ -34,6 +38,8 @@ def linear_sum(
             return _one_by_one(residual, xs, weights, biases)
     if not torch.is_grad_enabled():  # a function of our own would cost more than it saves
         return _summed(residual, xs, weights, biases)
+    if len(xs) == 1 and not biases and residual.numel() < FEWEST:
+        return _one_by_one(residual, xs, weights, biases)
     y: Tensor = _LinearSum.apply(residual, len(xs), *xs, *weights, *biases)  # type: ignore[no-untyped-call]
     return y
 
