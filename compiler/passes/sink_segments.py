@@ -1,14 +1,14 @@
 """Keeps the segments of a joined sequence apart until something sees them together.
 
 A sequence that is joined and cut again is copied twice for nothing. `concat` moves down and `split`
-up through every op that treats each token for itself, until only attention (and whatever else looks
-across tokens) reads the joined form. Where segments are first cut behind the last attention, all
-had the same weights until there, and a product of the whole is faster than those of its parts:
-nothing sinks.
+up through every op that treats each token for itself, until only keys and values of attention (and
+whatever else looks across tokens) read the joined form. Attention is such an op in its queries,
+where all of them see the same keys. Where segments are first cut behind the last attention, all had
+the same weights until there, and a product of the whole is faster than those of its parts: nothing
+sinks.
 
-Queries are joined, too, although each could be asked by itself: one attention and one more copy
-take 0.98 to 0.99 of the time of two (BEiT-3 base in bfloat16 and in training; 24 x 256 with two
-segments of 256 tokens), and as long in BEiT-3's forward in float32.
+To join queries, too, takes as long (0.98 to 1.01 of a step: BEiT-3 base, 24 x 256 with two segments)
+and 6 % more memory, and what only queries of a segment that nobody reads were for would be computed.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Sinking:
             reads = self.graph.sources(record.path)
             if record.op == "split":
                 wanted.add(reads["x"])
-            elif wanted & set(_outputs(record)) and record.op != INPUT:
+            elif wanted & set(_outputs(record)) and record.op not in (INPUT, "attention"):
                 tokenwise = registry()[record.op].tokenwise
                 wanted |= {v for name, v in reads.items() if name.split(".")[0] in tokenwise}
         return wanted
@@ -102,6 +102,10 @@ class _Sinking:
         """Whether a node is to be made once for each segment."""
         if record.op in (INPUT, OUTPUT):
             return False
+        if record.op == "split_heads":
+            return reads["x"] in self.parts and self._are_queries(Value(record.path))
+        if record.op == "attention":
+            return reads["query"] in self.parts
         run = self._running(record, reads)
         apart = [value in self.parts for value in run]
         can = all(known or self._can_cut(v) for known, v in zip(apart, run, strict=True))
@@ -113,13 +117,28 @@ class _Sinking:
         found = [v for name, v in reads.items() if name.split(".")[0] in tokenwise]
         return [v for v in found if _runs(self.graph, v)]
 
+    def _are_queries(self, value: Value) -> bool:
+        """Whether only attentions read heads, as queries that all see the same keys, and whether
+        their outputs are wanted in segments."""
+        for path, argument in self.graph.readers(value):
+            record = self.graph.record(path)
+            if record.op != "attention" or argument != "query" or record.attrs["causal"]:
+                return False
+            mask = self.graph.sources(path).get("mask")
+            if mask is not None and self.graph.shape(mask)[2] != 1:
+                return False
+            if Value(path) not in self.wanted:
+                return False
+        return True
+
     def _can_cut(self, value: Value) -> bool:
         kind = self.graph.type(value)
         return isinstance(kind, Tensor) and len(kind.shape) == 3
 
     def _spread(self, record: Record, segments: _Segments) -> None:
         """Makes a node once for each segment."""
-        tokenwise = registry()[record.op].tokenwise
+        names = {"attention": ("query",), "split_heads": ("x",)}
+        tokenwise = names.get(record.op, registry()[record.op].tokenwise)
         count = len(segments.labels)
         given: list[dict[str, Value | list[Value]]] = [{} for _ in range(count)]
         for name, values in self.graph.arguments(record.path).items():
