@@ -7,8 +7,9 @@ where all of them see the same keys. Where segments are first cut behind the las
 the same weights until there, and a product of the whole is faster than those of its parts: nothing
 sinks.
 
-To join queries, too, takes as long (0.98 to 1.01 of a step: BEiT-3 base, 24 x 256 with two segments)
-and 6 % more memory, and what only queries of a segment that nobody reads were for would be computed.
+To join queries, too, takes as long (0.98 to 1.01 of a step: BEiT-3 base, 24 x 256 with two
+segments) and 6 % more memory, and what the queries of a segment that nobody reads lead to would be
+computed.
 """
 
 from __future__ import annotations
