@@ -29,7 +29,7 @@ def linear_sum(
     """residual + sum of linear(x_i, weight_i, bias_i).
 
     residual: [*, F]; xs: [*, D_i]; weights: [F, D_i]; biases: [F] each, or none -> [*, F].
-    A second backward pass through it raises RuntimeError.
+    A second backward pass through it raises RuntimeError, unless the sum is small.
     """
     if _served(xs, weights):
         if (found := _by_copies(residual, xs, weights, biases)) is not None:
