@@ -59,7 +59,8 @@ def choices_of_tokens(
             kept[b, t, e] = 1
     found = scores * kept
     if experts.normalise:
-        found = found / found.sum(-1, keepdim=True)
+        # 1e-20, as top_k_gates has it, counts where every kept sigmoid is as small.
+        found = found / (found.sum(-1, keepdim=True) + 1e-20)
     found = found * experts.scale
     return found if experts.capacity is None else limited(found, experts, there)
 
