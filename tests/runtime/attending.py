@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mixing import leaves, strided
+from mixing import leaves, mix_reference, strided
 from torch import Tensor
 
 from multiway.runtime.kernels.mix import append, mix
@@ -126,11 +126,7 @@ def network(hiddens: list[Tensor], parameters: Sequence[Tensor], *, tracked: boo
         a, b = (routed_mix if tracked else reference)(history, query[:12], **plan)
         if depth % 2:
             weights = query[12 : 13 + depth][None]
-            function = mix if tracked else plain_mix
+            function = mix if tracked else mix_reference
             b = b + function(history, weights)[0]
         x = torch.tanh(a) + b + hiddens[depth + 1] + 0.5 * history[depth // 2]
     return (x * x).sum()
-
-
-def plain_mix(history: Sequence[Tensor], weights: Tensor) -> list[Tensor]:
-    return [sum(w * x for w, x in zip(row, history, strict=True)) for row in weights]  # type: ignore

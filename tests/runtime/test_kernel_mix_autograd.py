@@ -14,7 +14,6 @@ from mixing import (
     leaves,
     loss_of,
     mix_reference,
-    network,
     reference,
     same,
 )
@@ -24,40 +23,6 @@ from torch.utils.checkpoint import checkpoint
 from multiway.runtime.kernels.mix import append, fused_mix, mix
 
 pytestmark = pytest.mark.usefixtures("in_double")
-
-
-@pytest.fixture
-def model() -> tuple[list[Tensor], list[Tensor]]:
-    torch.manual_seed(0)
-    hiddens = leaves(6, 2, 5, 12)
-    return hiddens, leaves(5, 3, 5)
-
-
-def test_a_deep_history_has_the_gradients_of_a_list(path: str, model: Any) -> None:
-    hiddens, parameters = model
-    inputs = [*hiddens, *parameters]
-    expected = grads_of(network(hiddens, parameters, tracked=False), inputs)
-    same(grads_of(network(hiddens, parameters, tracked=True), inputs), expected)
-
-
-def test_gradients_of_a_subset_leave_nothing_behind(path: str, model: Any) -> None:
-    hiddens, parameters = model
-    inputs = [*hiddens, *parameters]
-    expected = grads_of(network(hiddens, parameters, tracked=False), inputs)
-    loss = network(hiddens, parameters, tracked=True)
-    for i in (6, 0, 8, 3, 10):  # parameters alone never come to an Append
-        same(grads_of(loss, inputs[i : i + 1], retain_graph=True), expected[i : i + 1])
-    same(grads_of(loss, inputs), expected)
-
-
-def test_two_backwards_add_up(path: str, model: Any) -> None:
-    hiddens, parameters = model
-    inputs = [*hiddens, *parameters]
-    expected = grads_of(network(hiddens, parameters, tracked=False), inputs)
-    loss = network(hiddens, parameters, tracked=True)
-    loss.backward(retain_graph=True)
-    loss.backward()
-    same([x.grad for x in inputs], [2 * each for each in expected])  # type: ignore
 
 
 def test_a_backward_that_fails_leaves_nothing_behind(path: str) -> None:
@@ -169,15 +134,6 @@ def test_a_history_that_was_changed_is_read_as_it_is(path: str) -> None:
     same(grads_of(loss_of(found, 1), hiddens), grads_of(loss_of(expected, 1), hiddens))
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_without_gradients(path: str, mode: Any, model: Any) -> None:
-    hiddens, parameters = model
-    expected = network(hiddens, parameters, tracked=False)
-    with mode():
-        found = network(hiddens, parameters, tracked=True)
-    torch.testing.assert_close(found, expected.detach())
-
-
 def test_checkpoint_of_a_region_that_holds_the_mix(path: str) -> None:
     hiddens, weights = leaves(3, 2, 3, 4), leaves(2, 2, 3)
     plan = {"norm": "layer_norm", "eps": 1e-5, "normed": [0], "raw": [1]}
@@ -205,21 +161,6 @@ def test_checkpoint_of_a_region_that_appends_too(path: str) -> None:
     inputs = [*hiddens, *weights]
     found = loss_of([y, *mix(longer, weights[1])], 1)
     same(grads_of(found, inputs), grads_of(loss_of(expected, 1), inputs))
-
-
-def test_saved_tensor_hooks_see_what_is_saved(path: str, model: Any) -> None:
-    hiddens, parameters = model
-    expected = grads_of(network(hiddens, parameters, tracked=False), hiddens)
-    packed = []
-
-    def pack(x: Tensor) -> Tensor:
-        packed.append(x)
-        return x.clone()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        loss = network(hiddens, parameters, tracked=True)
-    assert len(packed) >= sum(range(2, 7))  # five mixes, with their weights
-    same(grads_of(loss, hiddens), expected)
 
 
 def test_a_changed_hidden_is_noticed(path: str) -> None:
