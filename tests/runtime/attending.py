@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from mixing import leaves, mix_reference, strided
+from mixing import cast, leaves, mix_reference, strided
 from torch import Tensor
 
 from multiway.runtime.kernels.mix import append, mix
@@ -81,15 +81,12 @@ class Case:
         return function(history, self.query, self.weight, self.gains, self.biases, **self.plan)
 
     def to(self, dtype: torch.dtype) -> Case:
-        def cast(tensors: Sequence[Tensor]) -> list[Tensor]:
-            return [x.detach().to(dtype).requires_grad_() for x in tensors]
-
         return Case(
-            history=cast(self.history),
-            query=cast([self.query])[0],
-            weight=None if self.weight is None else cast([self.weight])[0],
-            gains=cast(self.gains),
-            biases=cast(self.biases),
+            history=cast(self.history, dtype),
+            query=cast([self.query], dtype)[0],
+            weight=None if self.weight is None else cast([self.weight], dtype)[0],
+            gains=cast(self.gains, dtype),
+            biases=cast(self.biases, dtype),
             plan=self.plan,
         )
 

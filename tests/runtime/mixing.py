@@ -64,14 +64,11 @@ class Case:
         return function(history, self.weights, self.gains, self.biases, **self.plan)
 
     def to(self, dtype: torch.dtype) -> Case:
-        def cast(tensors: Sequence[Tensor]) -> list[Tensor]:
-            return [x.detach().to(dtype).requires_grad_() for x in tensors]
-
         return Case(
-            history=cast(self.history),
-            weights=cast([self.weights])[0],
-            gains=cast(self.gains),
-            biases=cast(self.biases),
+            history=cast(self.history, dtype),
+            weights=cast([self.weights], dtype)[0],
+            gains=cast(self.gains, dtype),
+            biases=cast(self.biases, dtype),
             plan=self.plan,
         )
 
@@ -95,6 +92,11 @@ def draw(seed: int) -> Case:
         biases=vectors[1],
         plan={"norm": norm, "eps": 1e-5, "normed": normed, "raw": raw},
     )
+
+
+def cast(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Leaves of another type with these values."""
+    return [x.detach().to(dtype).requires_grad_() for x in tensors]
 
 
 def leaves(count: int, *shape: int) -> list[Tensor]:
