@@ -18,7 +18,7 @@ import torch
 from torch import fx, nn
 
 from multiway.compiler.compose import several
-from multiway.compiler.dispatch import fast
+from multiway.compiler.dispatch import callee
 from multiway.compiler.generated import read_together
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of, grouped
 from multiway.compiler.op import registry
@@ -85,9 +85,10 @@ class _Scope:
         count = next((i for i, name in enumerate(names) if name not in arguments), len(names))
         args = tuple(arguments[name] for name in names[:count])
         kwargs = {name: arguments[name] for name in names[count:] if name in arguments}
-        target = fast(op.name) if self.kernels else op.reference
+        packed = record.path in self.source.packed
+        function = callee(op.name, packed=packed) if self.kernels else op.reference
         node = self.fx.create_node(
-            "call_function", target, args, {**kwargs, **record.attrs}, self.name(record.path)
+            "call_function", function, args, {**kwargs, **record.attrs}, self.name(record.path)
         )
         self.bind(record, node, several(op))
 

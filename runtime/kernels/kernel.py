@@ -27,6 +27,7 @@ class Kernel:
     refuses: takes the same arguments; why this call cannot be taken, or None. It looks at devices,
     types and sizes only, and is cheap: it runs before every call.
     portable: the kernel is made of torch's own operators, so that an exported program may hold it.
+    packed: it only serves weights that a program lays out once; other programs call the reference.
     """
 
     op: str
@@ -34,6 +35,7 @@ class Kernel:
     refuses: Callable[..., str | None]
     doc: str
     portable: bool = False
+    packed: bool = False
 
 
 def autocasts(x: torch.Tensor) -> bool:

@@ -18,5 +18,6 @@ KERNELS = [
         run=prepacked.linear,
         refuses=_refuses,
         doc="torch's linear, in inference by a copy of the weight that is laid out for it",
+        packed=True,
     )
 ]

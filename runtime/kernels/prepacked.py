@@ -58,6 +58,8 @@ def known(weights: Sequence[Tensor]) -> bool:
 
 def serves(x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether there may be a copy for this call: the weights were told, and it is worth asking."""
+    if torch.compiler.is_compiling() or not _told:  # most processes keep none
+        return False
     return x.numel() * weights[0].shape[0] >= FEWEST and known(weights)
 
 
@@ -85,7 +87,7 @@ def added(residual: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 def _copy(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> _OneDNN | _MKL | None:
     """A copy for this call. Small products take as long as what is asked here: cheapest first."""
-    if torch.compiler.is_compiling() or x.numel() * weights[0].shape[0] < FEWEST:
+    if torch.compiler.is_compiling() or not _told or x.numel() * weights[0].shape[0] < FEWEST:
         return None
     told = _find(weights[0])
     entry = None if told is None else told[1].get(len(weights))

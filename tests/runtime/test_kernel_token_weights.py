@@ -79,14 +79,15 @@ def test_sizes_of_blocks_and_panels(
     active = F.gelu(raw * scale)
     slopes = torch.autograd.grad(active, (raw, exact), grad.double())
     want = active @ output.double().t() + (0 if shift is None else shift)
-    found, kept, scales = compiled.forward(x, hidden, output, shift, 1e-5, keep=True)
+    shape = rows, outputs
+    found, kept, scales = compiled.forward(x, hidden, output, shift, 1e-5, shape, keep=True)
     assert kept is not None and scales is not None
     again, *grads = compiled.backward(kept, x, scales, grad, of_rows=True)
     ours = (found, kept, scales, again, *grads)
     for one, truth in zip(ours, (want, raw, scale, active, *slopes), strict=True):
         torch.testing.assert_close(one, truth.detach().float(), rtol=1e-5, atol=4e-6)
     assert compiled.backward(kept, x, scales, grad, of_rows=False)[2] is None
-    bare, *nothing = compiled.forward(x, hidden, output, shift, 1e-5, keep=False)
+    bare, *nothing = compiled.forward(x, hidden, output, shift, 1e-5, shape, keep=False)
     assert torch.equal(bare, found) and nothing == [None, None]
 
 

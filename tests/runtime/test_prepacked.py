@@ -334,3 +334,12 @@ def test_a_program_without_the_pass_keeps_none(used: list[str]) -> None:
     model = mw.compile("pythia-test", mode="inference", without=["pack_weights"])
     model(tokens=torch.arange(64)[None])
     assert not used and not prepacked.known([model.get_parameter("heads.lm.weight")])
+
+
+def test_only_programs_that_keep_copies_ask_for_them() -> None:
+    asked, bare = (
+        mw.compile("mudd-pythia-test", mode=mode).programs["forward"].print_readable(print_output=False)
+        for mode in ("inference", "train")
+    )
+    assert "multiway_kernels_linear(" in asked and "multiway_ops_linear(" not in asked
+    assert "multiway_ops_linear(" in bare and "multiway_kernels_linear(" not in bare

@@ -18,7 +18,7 @@ from multiway.runtime.kernels.mix import compiled, op
 from multiway.runtime.kernels.mix.history import History
 from multiway.runtime.kernels.mix.history import append as _append
 from multiway.runtime.kernels.mix.history import mix as _mix_history
-from multiway.runtime.kernels.mix.plan import NORMS, Inputs, Plan
+from multiway.runtime.kernels.mix.plan import NORMS, Inputs, plan_of
 
 __all__ = [
     "KERNELS",
@@ -50,20 +50,21 @@ def fused_mix(
     `normed`, or none. Stream c is sum_l weights[..., c, l] * history[l]. Returns, each [B, T, D],
     norm(stream c) * gain + bias for c in `normed`, then stream c for c in `raw`.
     """
-    plan = Plan(norm=norm, eps=eps, normed=tuple(normed), raw=tuple(raw))
-    if not plan.outputs:
+    if not normed and not raw:
         return ()
-    inputs = Inputs(history=list(history), weights=weights, gains=list(gains), biases=list(biases))
     if not traced():
         learns = torch.is_grad_enabled()
+        plan = plan_of(norm, eps, tuple(normed), tuple(raw))
+        inputs = Inputs(history=list(history), weights=weights, gains=gains, biases=biases)
         # C reads the hiddens themselves, so that without gradients it does not matter who did what
         # to them.
-        plain = not learns and compiled.available(weights.dtype)
-        if not plain and isinstance(history, History) and history.intact():
+        if not learns and compiled.available(weights.dtype):
+            return tuple(compiled.forward(inputs, plan))
+        if isinstance(history, History) and history.intact():
             return _mix_history(history, inputs, plan)
         if not learns:
             return tuple(op.forward(inputs, plan))
-    tensors = inputs.history, weights, inputs.gains, inputs.biases
+    tensors = list(history), weights, list(gains), list(biases)
     return tuple(op.fused_mix_op(*tensors, norm, eps, list(normed), list(raw)))
 
 
@@ -134,19 +135,24 @@ def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
     if not history:
         return "no sources"
     first = history[0]
-    shape, dtype, device = first.shape, first.dtype, first.device
-    fits = True
-    for x in (*history, *others):
-        if x.dtype is not dtype or x.device != device:
-            return f"tensors of unlike types: {dtype} and {x.dtype}, {x.device}"
-    for x in history:
-        fits = fits and x.shape == shape
     reason = _unknown(first) or _unknown(others[0])
     if reason is not None:
         return reason
+    shape, dtype, fits = first.shape, first.dtype, True
+    for x in history:  # few calls: a mix of many hiddens pays for each
+        if x.dtype is not dtype or not x.is_cpu:
+            return _unlike(first, x)
+        fits = fits and x.shape == shape
+    for x in others:
+        if x.dtype is not dtype or not x.is_cpu:
+            return _unlike(first, x)
     if not fits:
         return "shapes that do not fit"
     return "rows without elements" if shape[-1] == 0 else None
+
+
+def _unlike(first: Tensor, x: Tensor) -> str:
+    return f"tensors of unlike types: {first.dtype} and {x.dtype}, {x.device}"
 
 
 KERNELS = [

@@ -11,7 +11,7 @@ from multiway.runtime.kernels.mix.plan import NORMS, Grads, Inputs, Maybes, Plan
 from multiway.runtime.kernels.native.calls import (
     SUFFIX_WITH_HALF,
     addresses,
-    lay_out,
+    laid_out,
     rows_of_all,
     threads,
 )
@@ -41,7 +41,8 @@ def available(dtype: torch.dtype) -> bool:
 def forward(inputs: Inputs, plan: Plan) -> list[torch.Tensor]:
     """The outputs, each [..., D]."""
     first = inputs.history[0]
-    outputs = [torch.empty_like(first, memory_format=torch.contiguous_format) for _ in plan.outputs]
+    shape = first.shape
+    outputs = [first.new_empty(shape) for _ in plan.outputs]
     call = _call(inputs, plan, outputs, rows=addresses(outputs))
     if call.tokens:
         _run("mix_forward", call, first.dtype)
@@ -89,22 +90,16 @@ def _call(inputs: Inputs, plan: Plan, keep: Maybes, **lists: list[int]) -> _Call
     gains, gains_at, _ = rows_of_all(inputs.gains, row, first.dtype)
     biases, biases_at, _ = rows_of_all(inputs.biases, row, first.dtype)
     assert len(gains) in (0, vectors) and len(biases) in (0, vectors)
-    call = _Call(
-        tokens=tokens,
-        width=width,
-        sources=sources,
-        ways=ways,
-        norms=vectors,
-        raws=len(plan.raw),
-        threads=threads(tokens * width * sources, tokens),
-        kind=NORMS.index(plan.norm),
-        weight_stride=0 if shared else ways * sources,
-        eps=plan.eps,
-        weights=weights.data_ptr(),
-    )
-    lists |= {"history": places, "history_strides": steps, "outputs": [*outputs]}
-    keep = [*keep, weights, *rows, *gains, *biases]
-    lay_out(call, keep, **lists, gains=gains_at, biases=biases_at)
+    block, at = laid_out((places, steps, outputs, gains_at, biases_at, *lists.values()))
+    call = _Call(  # in the order of the fields: names, and fields set later, take longer
+        tokens, width, sources, ways, vectors, len(plan.raw),
+        threads(tokens * width * sources, tokens), NORMS.index(plan.norm),
+        0 if shared else ways * sources, plan.eps,
+        at[0], at[1], weights.data_ptr(), *at[2:5],
+    )  # fmt: skip
+    for name, place in zip(lists, at[5:], strict=True):
+        setattr(call, name, place)
+    call.kept = (block, *keep, weights, *rows, *gains, *biases)
     return call
 
 

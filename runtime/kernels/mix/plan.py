@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,13 +23,21 @@ class Plan:
     normed: tuple[int, ...]
     raw: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def outputs(self) -> tuple[int, ...]:
         """The way of each output."""
         return (*self.normed, *self.raw)
 
 
-@dataclass(frozen=True, kw_only=True)
+@functools.lru_cache(maxsize=1024)
+def plan_of(norm: str, eps: float, normed: tuple[int, ...], raw: tuple[int, ...]) -> Plan:
+    """The plan with these attributes: one object for all calls that say the same."""
+    return Plan(norm=norm, eps=eps, normed=normed, raw=raw)
+
+
+@dataclass(
+    kw_only=True, slots=True
+)  # made in every call, and frozen would take three times as long
 class Inputs:
     """history: L of [..., D]; weights: [..., C, L] or [C, L]; gains, biases: one [D] for each
     normalised way, or none at all.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -80,18 +81,26 @@ def lay_out(call: ctypes.Structure, keep: Iterable[Any], **lists: Sequence[int])
     """Lays lists of integers and addresses behind each other in one block and points the fields of
     `call` of their names there; those of empty lists stay as they are. The call keeps the block
     and, for the addresses, `keep` for as long as it lives.
+    """
+    block, places = laid_out(lists.values())
+    for name, place in zip(lists, places, strict=True):
+        if place:
+            setattr(call, name, place)
+    call.kept = (block, *keep)
+
+
+def laid_out(lists: Iterable[Sequence[int]]) -> tuple[array[int], list[int]]:
+    """Lists of integers and addresses behind each other in one block, and where each begins, 0 for
+    an empty one.
 
     One block, since between large products a call finds the caches empty: then each array that is
-    made takes 10 us, however short.
+    made takes 10 us, however short, and one of ctypes more, as each length is a type of its own.
     """
     values: list[int] = []
     starts = []
-    for each in lists.values():
-        starts.append(len(values))
+    for each in lists:
+        starts.append(len(values) if each else -1)
         values += each
-    block = (ctypes.c_int64 * len(values))(*values)
-    place = ctypes.addressof(block)
-    for (name, each), start in zip(lists.items(), starts, strict=True):
-        if each:
-            setattr(call, name, place + 8 * start)
-    call.kept = (block, *keep)
+    block = array("q", values)
+    place = block.buffer_info()[0]
+    return block, [place + 8 * start if start >= 0 else 0 for start in starts]

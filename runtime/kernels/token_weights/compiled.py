@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -25,40 +27,42 @@ class _Call(ctypes.Structure):
 
 
 def forward(
-    rows: Tensor, hidden: Tensor, output: Tensor, shift: Tensor | None, eps: float, *, keep: bool
+    x: Tensor,
+    hidden: Tensor,
+    output: Tensor,
+    shift: Tensor | None,
+    eps: float,
+    shape: Sequence[int],
+    *,
+    keep: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """gelu(rms_norm(rows) hidden') output' + shift [N, O], and what backward needs, if `keep`.
+    """gelu(rms_norm(x) hidden') output' + shift as a tensor of this shape, of [N, O] numbers, and
+    what backward needs, if `keep`.
 
-    rows: [N, D]; hidden: [F, D]; output: [O, F]; shift: [O]; all of one type. Kept in float32 are
-    raw = rows hidden' [N, F] and scale = 1 / sqrt(mean(rows^2) + eps) [N, 1].
+    x: [..., D], N rows; hidden: [F, D]; output: [O, F]; shift: O numbers; all of one type. Kept in
+    float32 are raw = x hidden' [N, F] and scale = 1 / sqrt(mean(x^2) + eps) [N, 1].
     """
-    count, features, outputs = len(rows), len(hidden), len(output)
-    out = rows.new_empty(count, outputs)
-    raw = rows.new_empty(count, features, dtype=torch.float32) if keep else None
-    scales = rows.new_empty(count, 1, dtype=torch.float32) if keep else None
-    given = [rows, hidden.contiguous(), output.contiguous()]
-    given += [] if shift is None else [shift.contiguous()]
-    half = rows.dtype is torch.bfloat16
-    for each in given:
-        assert each.is_contiguous() and each.dtype is (rows.dtype if half else torch.float32)
-    assert hidden.shape[1] == rows.shape[1] and output.shape[1] == features
-    assert shift is None or shift.numel() == outputs
+    features, width = hidden.shape
+    outputs, dtype = output.shape[0], x.dtype
+    count = x.numel() // width
+    assert output.shape[1] == features and x.shape[-1] == width and x.is_contiguous()
+    assert math.prod(shape) == count * outputs and (shift is None or shift.numel() == outputs)
+    out = x.new_empty(shape)
+    raw = x.new_empty(count, features, dtype=torch.float32) if keep else None
+    scales = x.new_empty(count, 1, dtype=torch.float32) if keep else None
+    hidden, output = hidden.contiguous(), output.contiguous()
+    shift = None if shift is None else shift.contiguous()
+    half = dtype is torch.bfloat16
+    for each in (x, hidden, output, shift):
+        assert each is None or each.dtype is (dtype if half else torch.float32)
     call = _Call(
-        tokens=count,
-        width=rows.shape[1],
-        features=features,
-        outputs=outputs,
-        threads=threads(count * (rows.shape[1] + outputs) * features, count),
-        half=half,
-        eps=eps,
-        x=rows.data_ptr(),
-        hidden=given[1].data_ptr(),
-        output=given[2].data_ptr(),
-        shift=None if shift is None else given[3].data_ptr(),
-        raw=None if raw is None else raw.data_ptr(),
-        scales=None if scales is None else scales.data_ptr(),
-        out=out.data_ptr(),
-    )
+        count, width, features, outputs, threads(count * (width + outputs) * features, count),
+        half, eps, x.data_ptr(), hidden.data_ptr(), output.data_ptr(),
+        None if shift is None else shift.data_ptr(),
+        None if raw is None else raw.data_ptr(),
+        None if scales is None else scales.data_ptr(),
+        out.data_ptr(),
+    )  # fmt: skip
     loaded = native.library("token_weights")
     assert loaded is not None
     failed = loaded.token_weights_forward(ctypes.byref(call))
