@@ -337,9 +337,7 @@ def test_a_program_without_the_pass_keeps_none(used: list[str]) -> None:
 
 
 def test_only_programs_that_keep_copies_ask_for_them() -> None:
-    asked, bare = (
-        mw.compile("mudd-pythia-test", mode=mode).programs["forward"].print_readable(print_output=False)
-        for mode in ("inference", "train")
-    )
+    models = [mw.compile("mudd-pythia-test", mode=mode) for mode in ("inference", "train")]
+    asked, bare = (m.programs["forward"].print_readable(print_output=False) for m in models)
     assert "multiway_kernels_linear(" in asked and "multiway_ops_linear(" not in asked
     assert "multiway_ops_linear(" in bare and "multiway_kernels_linear(" not in bare

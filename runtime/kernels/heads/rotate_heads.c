@@ -22,7 +22,8 @@ struct call {
     const void *x, *cos, *sin, *gain, *bias; /* cos and sin or neither; gain, bias: [width] or NULL */
     const void *grad;                        /* backward: of the result */
     void *out;      /* forward: [batch, length, heads, width]; backward: of x, the same */
-    double *totals; /* backward: [threads, 2, width], of gain and bias, zero before */
+    double *totals; /* backward: [threads, 2, width], room for sums over tokens */
+    void *sums;     /* backward: [2, width], of gain and bias */
 };
 
 

@@ -1,7 +1,7 @@
 /* rotate_heads.c for one type, REAL; HALF: x, gain, bias and results are of bfloat16, REAL is float. */
 
 #include "vectors.h"
-#include "bfloat16.h"
+#include "totals.h"
 
 /* Turns the leading pairs of x by the angles, or back for sign -1. x and y do not overlap. */
 INLINE void NAME(turn)(const struct call *c, const REAL *restrict x, const REAL *restrict cos,
@@ -126,6 +126,7 @@ void NAME(rotate_heads_forward)(const struct call *c) {
 
 void NAME(rotate_heads_backward)(const struct call *c) {
     const int64_t tokens = c->batch * c->length;
+    NAME(clear)(c->totals, c->threads, 2 * c->width);
 #pragma omp parallel for schedule(static, 1) num_threads(c->threads)
     for (int64_t i = 0; i < c->threads; i++) {
         const int64_t first = tokens * i / c->threads, last = tokens * (i + 1) / c->threads;
@@ -134,6 +135,7 @@ void NAME(rotate_heads_backward)(const struct call *c) {
         BY_WIDTH(c->width, RUN)
 #undef RUN
     }
+    NAME(add_up)(HALF, c->totals, c->threads, 2 * c->width, 2 * c->width, c->sums);
 }
 
 #undef HALF

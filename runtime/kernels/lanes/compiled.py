@@ -13,7 +13,7 @@ from torch import Tensor
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.lanes.plan import NORMS, WEIGHTS, Inputs, Plan, columns
-from multiway.runtime.kernels.native.calls import SUFFIX, addressable, threads
+from multiway.runtime.kernels.native.calls import SUFFIX, addressable, sum_apart, threads
 
 BLOCK, MOST_LANES, MOST_NORMS = 16, 8, 4
 ENDS = ("", "lanes", "pieces")
@@ -46,7 +46,7 @@ class _Call(ctypes.Structure):
         ("normed", _Norms),
         *_pointers("raw", "saved", "dstate", "dmixing", "dwriting"),
         ("dnormed", _Norms),
-        *_pointers("draw", "dx", "dy", "dmix", "dwrite", "dread", "totals"),
+        *_pointers("draw", "dx", "dy", "dmix", "dwrite", "dread", "totals", "sums"),
         ("at", ctypes.c_int64 * (len(SUMS) + 1)),
     ]
 
@@ -130,11 +130,9 @@ def backward(
     dy = None if inputs.y is None else inputs.y.new_empty(inputs.y.shape)
     call.dx, call.dy = _at(dlanes), _at(dy)
     call.dmix, call.dwrite, call.dread = (_at(each) for each in made.values())
-    totals = torch.zeros(call.threads, call.at[len(SUMS)], dtype=torch.float64)
-    call.totals = _at(totals)
+    sums = sum_apart(call, lanes, call.at[len(SUMS)])
     _run("lanes_backward", call, lanes)
     del kept, given
-    sums = totals.sum(0).to(lanes.dtype)
     parts = dict(zip(SUMS, torch.split(sums, _sizes(inputs, plan)), strict=True))
     for name, value in made.items():
         shared = getattr(inputs, name)

@@ -36,7 +36,8 @@ struct call {
     /* What follows is for backward only. */
     const void *dstate, *dmixing, *dwriting, *dnormed[MOST_NORMS], *draw; /* or NULL */
     void *dx, *dy, *dmix, *dwrite, *dread; /* NULL where not wanted or shared by tokens */
-    double *totals;                        /* [threads, at[SUMS]] */
+    double *totals;                        /* [threads, at[SUMS]], room for sums over tokens */
+    void *sums;                            /* [at[SUMS]] */
     int64_t at[SUMS + 1];                  /* where each part of the sums begins */
 };
 

@@ -1,6 +1,7 @@
 /* The kernel for one type, REAL; included by lanes.c once for each. */
 
 #include "vectors.h"
+#include "totals.h"
 #define EACH_TOKEN _Pragma("omp simd") for (int64_t t = 0; t < TOKENS; t++)
 
 /* What one thread works in. "[n]" below: n rows of TOKENS numbers, one for each token. */

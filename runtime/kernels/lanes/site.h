@@ -346,6 +346,7 @@ int NAME(lanes_backward)(const struct call *c)
 {
     const int64_t blocks = (c->tokens + TOKENS - 1) / TOKENS;
     int failed = 0;
+    NAME(clear)(c->totals, c->threads, c->at[SUMS]);
 #pragma omp parallel for schedule(static, 1) num_threads((int)c->threads) reduction(+ : failed)
     for (int64_t part = 0; part < c->threads; part++) {
         struct NAME(work) w;
@@ -361,5 +362,6 @@ int NAME(lanes_backward)(const struct call *c)
         }
         free(w.block);
     }
+    NAME(add_up)(0, c->totals, c->threads, c->at[SUMS], c->at[SUMS], c->sums);
     return failed;
 }

@@ -13,13 +13,14 @@ from multiway.runtime.kernels.native.calls import (
     addresses,
     laid_out,
     rows_of_all,
+    sum_apart,
     threads,
 )
 
 SKIP, WRITE, ADD = range(3)
 
 _POINTERS = ("history", "history_strides", "weights", "outputs", "gains", "biases", "rows")
-_BACKWARD = ("grads", "grad_strides", "pushes", "modes", "dweights", "totals")
+_BACKWARD = ("grads", "grad_strides", "pushes", "modes", "dweights", "totals", "sums")
 
 
 class _Call(ctypes.Structure):
@@ -62,19 +63,18 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, wanted: Wanted) -> Grads
         make = torch.empty if len(used) == call.ways else torch.zeros
         dweights = make(inputs.weights.shape, dtype=inputs.weights.dtype)
         call.dweights = dweights.data_ptr()
-    split = [call.norms * call.width] * 2 + [call.ways * call.sources]
-    totals = torch.zeros(call.threads, sum(split), dtype=torch.float64)
-    call.totals = totals.data_ptr()
+    split = [call.width] * (2 * call.norms) + [call.ways * call.sources]
+    sums = sum_apart(call, first, sum(split))
     if call.tokens:
         _run("mix_backward", call, inputs.weights.dtype)
-    dgains, dbiases, dshared = torch.split(totals.sum(0).to(inputs.weights.dtype), split)
+    *vectors, dshared = torch.split(sums, split)
     if wanted.weights and inputs.shared:
         dweights = dshared.clone().view(inputs.weights.shape)
     return Grads(
         sources=sources,
         weights=dweights,
-        gains=list(dgains.view(-1, call.width).unbind()) if inputs.gains else [],
-        biases=list(dbiases.view(-1, call.width).unbind()) if inputs.biases else [],
+        gains=vectors[: call.norms] if inputs.gains else [],
+        biases=vectors[call.norms :] if inputs.biases else [],
     )
 
 

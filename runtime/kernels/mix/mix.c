@@ -35,7 +35,8 @@ struct call {
     void *const *pushes; /* [sources] of [tokens, width] */
     const int64_t *modes; /* [sources] SKIP, WRITE or ADD */
     void *dweights;       /* [tokens, ways, sources], zero where no gradient arrives, or NULL */
-    double *totals; /* [threads, sums]: of gains, biases [norms, width], of weights [ways, sources] */
+    double *totals; /* [threads, ...] room for sums over tokens */
+    void *sums;     /* of gains, biases [norms, width], of weights that tokens share [ways, sources] */
 };
 
 #if defined(__AVX512F__)

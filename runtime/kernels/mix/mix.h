@@ -2,7 +2,7 @@
  * in bfloat16 and REAL is float; nothing is rounded but results. */
 
 #include "vectors.h"
-#include "bfloat16.h"
+#include "totals.h"
 
 #if HALF
 #define ELEMENT uint16_t
@@ -370,6 +370,7 @@ int NAME(mix_backward)(const struct call *c)
 {
     const int64_t sums = 2 * c->norms * c->width + c->ways * c->sources;
     int failed = 0;
+    NAME(clear)(c->totals, c->threads, sums);
 #pragma omp parallel for schedule(static, 1) num_threads((int)c->threads) reduction(+ : failed)
     for (int64_t part = 0; part < c->threads; part++) {
         struct NAME(work) w;
@@ -387,6 +388,7 @@ int NAME(mix_backward)(const struct call *c)
         }
         free(w.block);
     }
+    NAME(add_up)(HALF, c->totals, c->threads, sums, sums, c->sums);
     return failed;
 }
 

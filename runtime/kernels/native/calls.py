@@ -104,3 +104,13 @@ def laid_out(lists: Iterable[Sequence[int]]) -> tuple[array[int], list[int]]:
     block = array("q", values)
     place = block.buffer_info()[0]
     return block, [place + 8 * start if start >= 0 else 0 for start in starts]
+
+
+def sum_apart(call: Any, x: Tensor, count: int) -> Tensor:
+    """Room in which the threads of a call sum `count` numbers over the rows of x, each for itself
+    (totals.h), and a row [count], of the type of x, for the sum over threads.
+    """
+    make = x.new_empty if x.numel() else x.new_zeros  # of no rows, which no C function is given
+    call.room, sums = x.new_empty(call.threads * count, dtype=torch.float64), make(count)
+    call.totals, call.sums = call.room.data_ptr(), sums.data_ptr()
+    return sums

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,10 @@ from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF, alike, threa
 NORMS = ("layer_norm", "rms_norm")  # numbered as in norms.c
 WIDEST, MOST = 8192, 2
 
-_Pair = ctypes.c_void_p * MOST
+
+def _of_ways(*names: str) -> list[tuple[str, Any]]:
+    """Arrays of MOST addresses, as that many fields each."""
+    return [(f"{name}{way}", ctypes.c_void_p) for name in names for way in range(MOST)]
 
 
 class _Call(ctypes.Structure):
@@ -26,9 +30,9 @@ class _Call(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("ways", "threads")),
         ("eps", ctypes.c_double),
         ("x", ctypes.c_void_p),
-        *((name, _Pair) for name in ("gains", "biases", "grads", "outs")),
-        ("dx", ctypes.c_void_p),
-        ("totals", ctypes.c_void_p),
+        *_of_ways("gains", "biases", "grads", "outs"),
+        *((name, ctypes.c_void_p) for name in ("dx", "totals")),
+        *_of_ways("dgains", "dbiases"),
     ]
 
 
@@ -50,56 +54,63 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
 
 def forward(plan: Plan, x: Tensor, affine: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
     """x [*, D], the gains, then the biases, [D] or None each -> [*, D] for each way."""
-    call, kept = _call(plan, x, affine)
-    outs = [x.new_empty(x.shape) for _ in range(plan.ways)]
-    call.outs = _pair(outs)
+    shape = x.shape
+    outs = [x.new_empty(shape) for _ in range(plan.ways)]
+    call = _call(plan, x, affine, _NONE, outs, None)
     _run("norms_forward", call, x)
-    del kept
     return tuple(outs)
 
 
 def backward(
     plan: Plan, x: Tensor, affine: Sequence[Tensor | None], grads: Sequence[Tensor | None]
-) -> list[Tensor]:
-    """Gradients of x and of every gain and bias, whether or not there is one."""
-    call, kept = _call(plan, x, affine)
+) -> list[Tensor | None]:
+    """Gradients of x and of every gain and bias, None for one that is None."""
     rows = [None if each is None else each.contiguous() for each in grads]
+    assert all(each is None or each.shape == x.shape for each in rows)
     dx = x.new_empty(x.shape)
-    totals = torch.zeros(call.threads, plan.ways, 2, call.width, dtype=torch.float64)
-    call.grads, call.dx, call.totals = _pair(rows), dx.data_ptr(), totals.data_ptr()
+    call = _call(plan, x, affine, rows, _NONE, dx)
+    make = x.new_empty if x.numel() else x.new_zeros  # of no rows, which C is not given
+    sums = [None if each is None else make(call.width) for each in affine]
+    room = x.new_empty(call.threads * plan.ways * 2 * call.width, dtype=torch.float64)
+    call.totals = room.data_ptr()
+    call.dgains0, call.dgains1 = _pair(sums[: plan.ways])
+    call.dbiases0, call.dbiases1 = _pair(sums[plan.ways :])
     _run("norms_backward", call, x)
-    del kept
-    sums = totals.sum(0).to(x.dtype)
-    return [dx, *sums[:, 0], *sums[:, 1]]
+    return [dx, *sums]
 
 
 def _call(
-    plan: Plan, x: Tensor, affine: Sequence[Tensor | None]
-) -> tuple[_Call, list[Tensor | None]]:
-    """The call, and what must live as long as it does."""
-    width = x.shape[-1]
+    plan: Plan,
+    x: Tensor,
+    affine: Sequence[Tensor | None],
+    grads: Sequence[Tensor | None],
+    outs: Sequence[Tensor | None],
+    dx: Tensor | None,
+) -> _Call:
+    """The call, which keeps what it reads and writes."""
+    width, ways = x.shape[-1], plan.ways
     x = x.contiguous()
     rows = x.numel() // width
     given = [None if each is None else each.contiguous() for each in affine]
-    assert plan.ways <= MOST and len(given) == 2 * plan.ways
-    assert all(each is None or each.shape == (width,) for each in given)
-    call = _Call(
-        rows=rows,
-        width=width,
-        x_stride=width,
-        norm=NORMS.index(plan.norm),
-        ways=plan.ways,
-        threads=threads(x.numel(), rows),
-        eps=plan.eps,
-        x=x.data_ptr(),
-        gains=_pair(given[: plan.ways]),
-        biases=_pair(given[plan.ways :]),
-    )
-    return call, [x, *given]
+    assert ways <= MOST and len(given) == 2 * ways
+    for each in given:
+        assert each is None or each.shape == (width,)
+    call = _Call(  # in the order of the fields: names, and fields set later, take longer
+        rows, width, width, NORMS.index(plan.norm), ways, threads(x.numel(), rows), plan.eps,
+        x.data_ptr(), *_pair(given[:ways]), *_pair(given[ways:]), *_pair(grads), *_pair(outs),
+        None if dx is None else dx.data_ptr(),
+    )  # fmt: skip
+    call.kept = x, given, grads, outs, dx
+    return call
 
 
-def _pair(tensors: Sequence[Tensor | None]) -> ctypes.Array[ctypes.c_void_p]:
-    return _Pair(*(None if each is None else each.data_ptr() for each in tensors))
+_NONE = (None,) * MOST
+
+
+def _pair(tensors: Sequence[Tensor | None]) -> list[int | None]:
+    """Addresses for each way there may be."""
+    found = [None if each is None else each.data_ptr() for each in tensors]
+    return found if len(found) == MOST else [*found, None]
 
 
 def _run(name: str, call: _Call, x: Tensor) -> None:

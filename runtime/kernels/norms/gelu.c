@@ -17,14 +17,15 @@ struct call {
     const float *gain, *shift; /* [width] or NULL */
     const void *x, *grad;      /* grad: backward */
     void *out;                 /* forward: may be x; backward: the gradient of x */
-    double *totals; /* backward: [threads, 3, width], of x, gain and shift, zero before */
+    double *totals;            /* backward: [threads, 3, width], room for sums over rows */
+    void *sums;                /* backward: [3, width], of x, gain and shift, as rows are */
 };
 
 #define REAL float
 #define NAME(name) name
 #include "rows.h"
 #include "gelu.h"
-#include "bfloat16.h"
+#include "totals.h"
 
 static void forward_rows(const struct call *c, int64_t first, int64_t last) {
     const int64_t n = c->width;
@@ -92,8 +93,10 @@ void gelu_forward(const struct call *c) {
 }
 
 void gelu_backward(const struct call *c) {
+    clear(c->totals, c->threads, 3 * c->width);
 #pragma omp parallel for schedule(static, 1) num_threads(c->threads)
     for (int64_t i = 0; i < c->threads; i++)
         backward_rows(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads,
                       c->totals + i * 3 * c->width);
+    add_up(c->half, c->totals, c->threads, 3 * c->width, 3 * c->width, c->sums);
 }

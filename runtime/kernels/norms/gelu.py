@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import threads
+from multiway.runtime.kernels.native.calls import sum_apart, threads
 
 NORMS = ("", "layer_norm", "rms_norm")  # numbered as in gelu.c
 WIDEST = 8192
@@ -22,7 +22,10 @@ class _Call(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("rows", "width", "norm", "threads", "half")),
         ("eps", ctypes.c_double),
-        *((name, ctypes.c_void_p) for name in ("gain", "shift", "x", "grad", "out", "totals")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("gain", "shift", "x", "grad", "out", "totals", "sums")
+        ),
     ]
 
 
@@ -67,11 +70,11 @@ def backward(plan: Plan, x: Tensor, gain: Tensor | None, grad: Tensor) -> Grads:
     assert grad.dtype == x.dtype and grad.shape == x.shape
     scale = None if gain is None else gain.float().contiguous()
     dx = torch.empty_like(x)
-    totals = torch.zeros(call.threads, 3, call.width, dtype=torch.float64)
+    sums = sum_apart(call, x, 3 * call.width)
     call.grad, call.gain = grad.data_ptr(), None if scale is None else scale.data_ptr()
-    call.out, call.totals = dx.data_ptr(), totals.data_ptr()
+    call.out = dx.data_ptr()
     _run("gelu_backward", call)
-    summed, of_gain, of_shift = totals.sum(0).to(x.dtype)
+    summed, of_gain, of_shift = sums.view(3, -1).unbind()
     return Grads(x=dx, summed=summed, gain=of_gain, shift=of_shift)
 
 

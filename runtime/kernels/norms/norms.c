@@ -20,7 +20,8 @@ struct call {
     const void *grads[MOST];                /* backward: contiguous rows, or NULL for no gradient */
     void *outs[MOST];                       /* forward */
     void *dx;                               /* backward */
-    double *totals; /* backward: [threads, ways, 2, width], of gains and biases, zero before */
+    double *totals; /* backward: [threads, ways, 2, width], room for sums over rows */
+    void *dgains[MOST], *dbiases[MOST]; /* backward: rows of `width`, or NULL where not wanted */
 };
 
 #define REAL float

@@ -1,7 +1,7 @@
 /* norms.c for one type, REAL; HALF: rows, gains and biases are of bfloat16, and REAL is float. */
 
 #include "rows.h"
-#include "bfloat16.h"
+#include "totals.h"
 
 enum { NAME(ROOMS) = HALF ? 2 * MOST : 0 }; /* rows that hold gains and biases */
 
@@ -73,10 +73,18 @@ void NAME(norms_forward)(const struct call *c) {
 }
 
 void NAME(norms_backward)(const struct call *c) {
+    const int64_t sums = c->ways * 2 * c->width;
+    NAME(clear)(c->totals, c->threads, sums);
 #pragma omp parallel for schedule(static, 1) num_threads(c->threads)
     for (int64_t i = 0; i < c->threads; i++)
         NAME(backward_rows)(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads,
-                            c->totals + i * c->ways * 2 * c->width);
+                            c->totals + i * sums);
+    for (int64_t k = 0; k < c->ways; k++)
+        for (int64_t bias = 0; bias < 2; bias++) {
+            void *out = bias ? c->dbiases[k] : c->dgains[k];
+            const double *from = c->totals + (2 * k + bias) * c->width;
+            if (out) NAME(add_up)(HALF, from, c->threads, sums, c->width, out);
+        }
 }
 
 #undef HALF

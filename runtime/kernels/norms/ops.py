@@ -102,11 +102,7 @@ class _Norms(torch.autograd.Function):
         x, *affine = ctx.saved_tensors
         if all(each is None for each in grads):
             return (None,) * (2 + len(affine))
-        of_x, *others = compiled.backward(ctx.plan, x, affine, grads)
-        wanted = [
-            grad if each is not None else None for grad, each in zip(others, affine, strict=True)
-        ]
-        return None, of_x, *wanted
+        return None, *compiled.backward(ctx.plan, x, affine, grads)
 
 
 def _refusal(x: Tensor, fewest: int) -> str | None:

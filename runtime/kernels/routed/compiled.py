@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX, addresses, lay_out, rows_of_all, threads
+from multiway.runtime.kernels.native.calls import (
+    SUFFIX,
+    addresses,
+    lay_out,
+    rows_of_all,
+    sum_apart,
+    threads,
+)
 from multiway.runtime.kernels.routed.plan import Debt, Grads, Inputs, Maybes, Plan, State
 
 NORMS = ("", "layer_norm", "rms_norm")  # numbered as in routed.c
@@ -17,7 +24,7 @@ WRITE, ADD = range(2)
 BATCH = 4  # as in routed.c
 
 _POINTERS = ("history", "history_strides", "scales", "fresh", "query", "gains", "biases", "average")
-_MORE = ("rows", "scores", "lse", "grads", "grad_strides", "dmix", "parts", "totals")
+_MORE = ("rows", "scores", "lse", "grads", "grad_strides", "dmix", "parts", "totals", "sums")
 _PULLED = ("x", "x_strides", "modes", "grads", "queries", "parts", "outs")
 
 
@@ -74,21 +81,21 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, state: State) -> Grads:
     call = _call(inputs, plan, rows, grads=places, grad_strides=steps)
     dmix = torch.empty(inputs.tokens, inputs.width, dtype=first.dtype)
     parts = first.new_empty(len(inputs.history), inputs.tokens, 2 * plan.groups + 1)
-    totals = torch.zeros(call.threads, 1 + 2 * plan.normed, inputs.width, dtype=torch.float64)
+    sums = sum_apart(call, first, (1 + 2 * plan.normed) * inputs.width)
     call.average, call.scores, call.lse = (
         x.data_ptr() for x in (state.average, state.scores, state.lse)
     )
-    call.dmix, call.parts, call.totals = dmix.data_ptr(), parts.data_ptr(), totals.data_ptr()
+    call.dmix, call.parts = dmix.data_ptr(), parts.data_ptr()
     if call.tokens:
         _run("routed_backward", call, first.dtype)
-    sums = totals.sum(0).to(first.dtype)
+    of_query, *vectors = sums.view(-1, inputs.width).unbind()
     debt = Debt(
         history=inputs.history, query=inputs.query, grad=dmix, parts=parts, groups=plan.groups
     )
     return Grads(
-        query=sums[0],
-        gains=sums[1 : 1 + plan.normed].unbind() if inputs.gains else [],
-        biases=sums[1 + plan.normed :].unbind() if inputs.biases else [],
+        query=of_query,
+        gains=vectors[: plan.normed] if inputs.gains else [],
+        biases=vectors[plan.normed :] if inputs.biases else [],
         debt=debt,
     )
 

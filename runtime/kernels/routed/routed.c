@@ -39,7 +39,8 @@ struct call {
     const int64_t *grad_strides;
     void *dmix;     /* [tokens, width] to write: the gradient of the average */
     void *parts;    /* [sources, tokens, 2 * groups + 1] to write; see routed_pull */
-    double *totals; /* [threads, 1 + 2 * norms, width]: of the query, gains, biases; zero before */
+    double *totals; /* [threads, 1 + 2 * norms, width], room for sums over tokens */
+    void *sums;     /* [1 + 2 * norms, width]: of the query, gains, biases */
 };
 
 /* The gradients of up to BATCH sources: each the sum over readers r and groups g of

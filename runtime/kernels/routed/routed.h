@@ -1,6 +1,7 @@
 /* The kernel for one type, REAL; included by routed.c once for each. */
 
 #include "vectors.h"
+#include "totals.h"
 
 /* What one thread works in. Entries [token, group] of a block of tokens lie behind each other. */
 struct NAME(work) {
@@ -362,7 +363,9 @@ int NAME(routed_forward)(const struct call *c)
 
 int NAME(routed_backward)(const struct call *c)
 {
+    const int64_t sums = (1 + 2 * c->norms) * c->width;
     int failed = 0;
+    NAME(clear)(c->totals, c->threads, sums);
 #pragma omp parallel for schedule(static, 1) num_threads((int)c->threads) reduction(+ : failed)
     for (int64_t part = 0; part < c->threads; part++) {
         struct NAME(work) w;
@@ -370,7 +373,7 @@ int NAME(routed_backward)(const struct call *c)
             failed++;
             continue;
         }
-        double *totals = c->totals + part * (1 + 2 * c->norms) * c->width;
+        double *totals = c->totals + part * sums;
         const int64_t end = (part + 1) * c->tokens / c->threads;
         for (int64_t t = part * c->tokens / c->threads, since = 0; t < end; t += w.block) {
             NAME(backward_block)(&w, c, t, end - t < w.block ? end - t : w.block);
@@ -381,6 +384,7 @@ int NAME(routed_backward)(const struct call *c)
         }
         free(w.memory);
     }
+    NAME(add_up)(0, c->totals, c->threads, sums, sums, c->sums);
     return failed;
 }
 
