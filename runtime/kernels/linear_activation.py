@@ -96,8 +96,7 @@ class _LinearActivation(torch.autograd.Function):
         of_x = (rows @ weight).view(x.shape) if need_x else None
         of_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if need_weight else None
         vectors = (found.summed, found.gain, found.shift)
-        # Copies: optimizers change gradients in place, and these are rows of one tensor.
-        rest = [v.clone() if needed else None for v, needed in zip(vectors, needs, strict=True)]
+        rest = [v if needed else None for v, needed in zip(vectors, needs, strict=True)]
         return None, of_x, of_weight, *rest
 
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF, alike, sum_apart, threads
+from multiway.runtime.kernels.native.calls import (
+    SUFFIX_WITH_HALF,
+    addresses,
+    alike,
+    sum_apart,
+    threads,
+)
 
 NORMS = ("", "rms_norm", "layer_norm")  # numbered as in rotate_heads.c
 WIDEST = 1024
@@ -17,7 +23,7 @@ WIDEST = 1024
 _SIZES = ("batch", "length", "heads", "width", "turned", "adjacent", "norm", "threads")
 _STRIDES = ("x_batch", "x_token", "table_batch", "table_token")
 _GRAD_STRIDES = ("grad_batch", "grad_head", "grad_token")
-_POINTERS = ("x", "cos", "sin", "gain", "bias", "grad", "out", "totals", "sums")
+_POINTERS = ("x", "cos", "sin", "gain", "bias", "grad", "out", "totals", "dgain", "dbias")
 
 
 class _Call(ctypes.Structure):
@@ -71,13 +77,12 @@ def backward(
     grad, x_grad = _rows(grad), x.new_empty(x.shape)
     call = _call(plan, inputs, x_grad)
     call.grad_batch, call.grad_head, call.grad_token, _ = grad.stride()
-    sums = sum_apart(call, x_grad, 2 * call.width)
+    wanted = gain is not None, bias is not None
+    sums = of_gain, of_bias = sum_apart(call, x_grad, [call.width] * 2, wanted)
+    call.dgain, call.dbias = addresses(sums)
     call.grad = grad.data_ptr()
     _run("rotate_heads_backward", call, x_grad)
-    if gain is None and bias is None:
-        return x_grad, None, None
-    of_gain, of_bias = sums.view(2, -1).unbind()
-    return x_grad, None if gain is None else of_gain, None if bias is None else of_bias
+    return x_grad, of_gain, of_bias
 
 
 def _call(plan: Plan, inputs: tuple[Tensor | None, ...], out: Tensor) -> _Call:

@@ -23,7 +23,7 @@ struct call {
     const void *grad;                        /* backward: of the result */
     void *out;      /* forward: [batch, length, heads, width]; backward: of x, the same */
     double *totals; /* backward: [threads, 2, width], room for sums over tokens */
-    void *sums;     /* backward: [2, width], of gain and bias */
+    void *dgain, *dbias; /* backward: [width] each, or NULL where there is no gain or bias */
 };
 
 

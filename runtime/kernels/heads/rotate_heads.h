@@ -135,7 +135,9 @@ void NAME(rotate_heads_backward)(const struct call *c) {
         BY_WIDTH(c->width, RUN)
 #undef RUN
     }
-    NAME(add_up)(HALF, c->totals, c->threads, 2 * c->width, 2 * c->width, c->sums);
+    const int64_t n = c->width;
+    if (c->dgain) NAME(add_up)(HALF, c->totals, c->threads, 2 * n, n, c->dgain);
+    if (c->dbias) NAME(add_up)(HALF, c->totals + n, c->threads, 2 * n, n, c->dbias);
 }
 
 #undef HALF

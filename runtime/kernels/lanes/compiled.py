@@ -130,7 +130,8 @@ def backward(
     dy = None if inputs.y is None else inputs.y.new_empty(inputs.y.shape)
     call.dx, call.dy = _at(dlanes), _at(dy)
     call.dmix, call.dwrite, call.dread = (_at(each) for each in made.values())
-    sums = sum_apart(call, lanes, call.at[len(SUMS)])
+    (sums,) = sum_apart(call, lanes, [call.at[len(SUMS)]])
+    call.sums = sums.data_ptr()
     _run("lanes_backward", call, lanes)
     del kept, given
     parts = dict(zip(SUMS, torch.split(sums, _sizes(inputs, plan)), strict=True))

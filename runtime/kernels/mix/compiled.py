@@ -63,13 +63,16 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, wanted: Wanted) -> Grads
         make = torch.empty if len(used) == call.ways else torch.zeros
         dweights = make(inputs.weights.shape, dtype=inputs.weights.dtype)
         call.dweights = dweights.data_ptr()
-    split = [call.width] * (2 * call.norms) + [call.ways * call.sources]
-    sums = sum_apart(call, first, sum(split))
+    shared = wanted.weights and inputs.shared
+    sizes = [*[call.width] * (2 * call.norms), call.ways * call.sources]
+    asked = [bool(inputs.gains)] * call.norms + [bool(inputs.biases)] * call.norms + [shared]
+    *vectors, dshared = sums = sum_apart(call, first, sizes, asked)
+    kept, (call.sums,) = laid_out([addresses(sums)])
     if call.tokens:
         _run("mix_backward", call, inputs.weights.dtype)
-    *vectors, dshared = torch.split(sums, split)
-    if wanted.weights and inputs.shared:
-        dweights = dshared.clone().view(inputs.weights.shape)
+    del kept
+    if shared:
+        dweights = dshared.view(inputs.weights.shape)
     return Grads(
         sources=sources,
         weights=dweights,

@@ -36,7 +36,8 @@ struct call {
     const int64_t *modes; /* [sources] SKIP, WRITE or ADD */
     void *dweights;       /* [tokens, ways, sources], zero where no gradient arrives, or NULL */
     double *totals; /* [threads, ...] room for sums over tokens */
-    void *sums;     /* of gains, biases [norms, width], of weights that tokens share [ways, sources] */
+    void *const *sums; /* [2 * norms + 1] of gains and biases [width], of weights that tokens share
+                        * [ways, sources]; NULL where not wanted */
 };
 
 #if defined(__AVX512F__)

@@ -388,7 +388,10 @@ int NAME(mix_backward)(const struct call *c)
         }
         free(w.block);
     }
-    NAME(add_up)(HALF, c->totals, c->threads, sums, sums, c->sums);
+    for (int64_t i = 0; i <= 2 * c->norms; i++) {
+        const int64_t n = i < 2 * c->norms ? c->width : c->ways * c->sources;
+        if (c->sums[i]) NAME(add_up)(HALF, c->totals + i * c->width, c->threads, sums, n, c->sums[i]);
+    }
     return failed;
 }
 

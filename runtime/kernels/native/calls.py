@@ -106,11 +106,16 @@ def laid_out(lists: Iterable[Sequence[int]]) -> tuple[array[int], list[int]]:
     return block, [place + 8 * start if start >= 0 else 0 for start in starts]
 
 
-def sum_apart(call: Any, x: Tensor, count: int) -> Tensor:
-    """Room in which the threads of a call sum `count` numbers over the rows of x, each for itself
-    (totals.h), and a row [count], of the type of x, for the sum over threads.
+def sum_apart(call: Any, x: Tensor, sizes: Sequence[int], wanted: Sequence[bool] = ()) -> list[Any]:
+    """Rows for sums over the rows of x, of these sizes and of the type of x, None for what is not
+    wanted (default: all are); and room for a call, in which its threads sum all, each for itself
+    (totals.h).
+
+    Rows of their own: a view of one costs twice as much between large products.
     """
+    call.room = x.new_empty(call.threads * sum(sizes), dtype=torch.float64)
+    call.totals = call.room.data_ptr()
     make = x.new_empty if x.numel() else x.new_zeros  # of no rows, which no C function is given
-    call.room, sums = x.new_empty(call.threads * count, dtype=torch.float64), make(count)
-    call.totals, call.sums = call.room.data_ptr(), sums.data_ptr()
-    return sums
+    if not wanted:
+        return [make(size) for size in sizes]
+    return [make(size) if want else None for size, want in zip(sizes, wanted, strict=True)]

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF, alike, threads
+from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF, alike, sum_apart, threads
 
 NORMS = ("layer_norm", "rms_norm")  # numbered as in norms.c
 WIDEST, MOST = 8192, 2
@@ -69,10 +68,8 @@ def backward(
     assert all(each is None or each.shape == x.shape for each in rows)
     dx = x.new_empty(x.shape)
     call = _call(plan, x, affine, rows, _NONE, dx)
-    make = x.new_empty if x.numel() else x.new_zeros  # of no rows, which C is not given
-    sums = [None if each is None else make(call.width) for each in affine]
-    room = x.new_empty(call.threads * plan.ways * 2 * call.width, dtype=torch.float64)
-    call.totals = room.data_ptr()
+    wanted = [each is not None for each in affine]
+    sums = sum_apart(call, x, [call.width] * len(wanted), wanted)
     call.dgains0, call.dgains1 = _pair(sums[: plan.ways])
     call.dbiases0, call.dbiases1 = _pair(sums[plan.ways :])
     _run("norms_backward", call, x)

@@ -18,7 +18,7 @@ struct call {
     const void *x, *grad;      /* grad: backward */
     void *out;                 /* forward: may be x; backward: the gradient of x */
     double *totals;            /* backward: [threads, 3, width], room for sums over rows */
-    void *sums;                /* backward: [3, width], of x, gain and shift, as rows are */
+    void *sums[3];             /* backward: [width] each, of x, gain and shift, as rows are */
 };
 
 #define REAL float
@@ -98,5 +98,6 @@ void gelu_backward(const struct call *c) {
     for (int64_t i = 0; i < c->threads; i++)
         backward_rows(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads,
                       c->totals + i * 3 * c->width);
-    add_up(c->half, c->totals, c->threads, 3 * c->width, 3 * c->width, c->sums);
+    for (int64_t k = 0; k < 3; k++)
+        add_up(c->half, c->totals + k * c->width, c->threads, 3 * c->width, c->width, c->sums[k]);
 }

@@ -14,6 +14,7 @@ from multiway.runtime.kernels.native.calls import sum_apart, threads
 NORMS = ("", "layer_norm", "rms_norm")  # numbered as in gelu.c
 WIDEST = 8192
 TYPES = (torch.float32, torch.bfloat16)
+_SUMS = ("summed", "of_gain", "of_shift")
 
 
 class _Call(ctypes.Structure):
@@ -24,7 +25,7 @@ class _Call(ctypes.Structure):
         ("eps", ctypes.c_double),
         *(
             (name, ctypes.c_void_p)
-            for name in ("gain", "shift", "x", "grad", "out", "totals", "sums")
+            for name in ("gain", "shift", "x", "grad", "out", "totals", *_SUMS)
         ),
     ]
 
@@ -70,12 +71,13 @@ def backward(plan: Plan, x: Tensor, gain: Tensor | None, grad: Tensor) -> Grads:
     assert grad.dtype == x.dtype and grad.shape == x.shape
     scale = None if gain is None else gain.float().contiguous()
     dx = torch.empty_like(x)
-    sums = sum_apart(call, x, 3 * call.width)
+    sums = sum_apart(call, x, [call.width] * 3)
+    for name, each in zip(_SUMS, sums, strict=True):
+        setattr(call, name, each.data_ptr())
     call.grad, call.gain = grad.data_ptr(), None if scale is None else scale.data_ptr()
     call.out = dx.data_ptr()
     _run("gelu_backward", call)
-    summed, of_gain, of_shift = sums.view(3, -1).unbind()
-    return Grads(x=dx, summed=summed, gain=of_gain, shift=of_shift)
+    return Grads(x=dx, summed=sums[0], gain=sums[1], shift=sums[2])
 
 
 def _call(plan: Plan, x: Tensor) -> _Call:

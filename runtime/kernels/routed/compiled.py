@@ -81,7 +81,8 @@ def backward(grads: Maybes, inputs: Inputs, plan: Plan, state: State) -> Grads:
     call = _call(inputs, plan, rows, grads=places, grad_strides=steps)
     dmix = torch.empty(inputs.tokens, inputs.width, dtype=first.dtype)
     parts = first.new_empty(len(inputs.history), inputs.tokens, 2 * plan.groups + 1)
-    sums = sum_apart(call, first, (1 + 2 * plan.normed) * inputs.width)
+    (sums,) = sum_apart(call, first, [(1 + 2 * plan.normed) * inputs.width])
+    call.sums = sums.data_ptr()
     call.average, call.scores, call.lse = (
         x.data_ptr() for x in (state.average, state.scores, state.lse)
     )
