@@ -82,11 +82,12 @@ def test_sizes_of_blocks_and_panels(
     shape = rows, outputs
     found, kept, scales = compiled.forward(x, hidden, output, shift, 1e-5, shape, keep=True)
     assert kept is not None and scales is not None
-    again, *grads = compiled.backward(kept, x, scales, grad, of_rows=True)
+    again, *grads, total = compiled.backward(kept, x, scales, grad, found, of_rows=True)
     ours = (found, kept, scales, again, *grads)
     for one, truth in zip(ours, (want, raw, scale, active, *slopes), strict=True):
         torch.testing.assert_close(one, truth.detach().float(), rtol=1e-5, atol=4e-6)
-    assert compiled.backward(kept, x, scales, grad, of_rows=False)[2] is None
+    torch.testing.assert_close(total, found.sum(0), rtol=1e-5, atol=4e-6)
+    assert compiled.backward(kept, x, scales, grad, of_rows=False)[2:] == (None, None)
     bare, *nothing = compiled.forward(x, hidden, output, shift, 1e-5, shape, keep=False)
     assert torch.equal(bare, found) and nothing == [None, None]
 

@@ -1,15 +1,18 @@
 /* Products of a few rows with a small matrix, for kernels in C that go on with the rows at once.
  *
- * A matrix [n, k] is packed first, transposed: its n in groups of LANES, COLUMNS groups side by side
- * as one panel [k, groups, LANES]. ROWS rows by one panel are then summed in registers. Meant for
- * matrices that stay in the second cache; those of a model are torch's business. */
+ * A matrix [n, k] is packed first, transposed: its n in groups of LANES, up to COLUMNS groups side by
+ * side as one panel [k, groups, LANES], all panels as wide as each other or one group less. Some rows
+ * by one panel are then summed in registers: the more, the narrower the panel is, so that enough sums
+ * run beside each other. Meant for matrices that stay in the second cache; those of a model are
+ * torch's business. */
 #ifndef COLUMNS
 #if defined(__AVX512F__)
 #define COLUMNS 4
 #else
 #define COLUMNS 2
 #endif
-enum { ROWS = 6 };
+enum { MOST_ROWS = 12, FEW_ROWS = 4 };
+#define ROWS(columns) ((columns) == 1 ? 12 : (columns) == 2 ? 3 * COLUMNS : (columns) == 3 ? 8 : 6)
 enum { DEPTH = 512 }; /* of k at a time, so that the part of a panel in use is not evicted */
 #endif
 
@@ -18,11 +21,20 @@ enum { DEPTH = 512 }; /* of k at a time, so that the part of a panel in use is n
 /* How many groups there are of n. */
 INLINE int64_t NAME(groups)(int64_t n) { return (n + LANES - 1) / LANES; }
 
+/* The panel that one of `count` groups is in: its first group and its number of groups. */
+INLINE int64_t NAME(panel_of)(int64_t count, int64_t group, int64_t *columns)
+{
+    const int64_t panels = (count + COLUMNS - 1) / COLUMNS, least = count / panels;
+    const int64_t wider = count % panels * (least + 1); /* groups in panels of one more */
+    *columns = least + (group < wider);
+    return group < wider ? group / *columns * *columns : wider + (group - wider) / least * least;
+}
+
 /* Packs one group of matrix [n, k]; what is beyond n is 0. */
 static void NAME(pack)(const REAL *matrix, int64_t n, int64_t k, int64_t group, REAL *packed)
 {
-    const int64_t panel = group / COLUMNS * COLUMNS, beside = NAME(groups)(n) - panel;
-    const int64_t pitch = (beside < COLUMNS ? beside : COLUMNS) * LANES;
+    int64_t columns;
+    const int64_t panel = NAME(panel_of)(NAME(groups)(n), group, &columns), pitch = columns * LANES;
     const int64_t first = group * LANES, left = n - first < LANES ? n - first : LANES;
     REAL *to = packed + panel * LANES * k + (group - panel) * LANES;
     for (int64_t q = 0; q < k; q++)
@@ -36,7 +48,7 @@ INLINE void NAME(product_tile)(const int rows, const int columns, int64_t k, con
                                int64_t a_step, const REAL *panel, const REAL *from,
                                int64_t from_step, REAL *c, int64_t c_step)
 {
-    VEC sum[ROWS][COLUMNS];
+    VEC sum[MOST_ROWS][COLUMNS];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++)
             sum[i][j] = *(const VEC *)(from + i * from_step + j * LANES);
@@ -55,12 +67,14 @@ INLINE void NAME(product_panel)(const int columns, int64_t rows, int64_t k, cons
                                 int64_t from_step, REAL *c, int64_t c_step)
 {
     int64_t i = 0;
-    for (; i + ROWS <= rows; i += ROWS)
-        NAME(product_tile)(ROWS, columns, k, a + i * a_step, a_step, panel, from + i * from_step,
-                           from_step, c + i * c_step, c_step);
-    for (; i < rows; i++)
-        NAME(product_tile)(1, columns, k, a + i * a_step, a_step, panel, from + i * from_step,
-                           from_step, c + i * c_step, c_step);
+#define TILE_OF(count)                                                                             \
+    for (; i + (count) <= rows; i += (count))                                                      \
+        NAME(product_tile)((count), columns, k, a + i * a_step, a_step, panel,                     \
+                           from + i * from_step, from_step, c + i * c_step, c_step)
+    TILE_OF(ROWS(columns));
+    TILE_OF(FEW_ROWS);
+    TILE_OF(1);
+#undef TILE_OF
 }
 
 /* c [rows, groups of n] = shift + a [rows, k] times the packed [n, k]. shift: a row of all groups. */
@@ -70,8 +84,8 @@ static void NAME(product)(int64_t rows, int64_t n, int64_t k, const REAL *a, int
     const int64_t count = NAME(groups)(n);
     for (int64_t q = 0; q < k; q += DEPTH) {
         const int64_t depth = k - q < DEPTH ? k - q : DEPTH, from_step = q ? c_step : 0;
-        for (int64_t j = 0; j < count; j += COLUMNS) {
-            const int64_t columns = count - j < COLUMNS ? count - j : COLUMNS;
+        for (int64_t j = 0, columns; j < count; j += columns) {
+            NAME(panel_of)(count, j, &columns);
             const REAL *panel = packed + (j * k + q * columns) * LANES;
             const REAL *from = (q ? c : shift) + j * LANES;
 #define PANEL(number)                                                                              \

@@ -76,11 +76,12 @@ class _TokenWeights(torch.autograd.Function):
         dtype, wide = grad.dtype, raw.dtype  # of bfloat16 all is computed in float32
         rows, hidden, output, grad = (each.to(wide) for each in (*given, grad))
         need_x, need_hidden, need_output, need_static = ctx.needs_input_grad[:4]
-        active, of_raw, of_rows = _activated_backward(
-            raw, rows, scale, grad @ output, ctx.kind, of_rows=need_x
+        summed = grad if ctx.static and need_static else None
+        active, of_raw, of_rows, of_static = _activated_backward(
+            raw, rows, scale, grad @ output, summed, ctx.kind, of_rows=need_x
         )
         of_output = grad.t() @ active if need_output else None
-        of_static = grad.sum(0).view(ctx.static) if ctx.static and need_static else None
+        of_static = None if of_static is None else of_static.view(ctx.static)
         of_hidden = of_raw.t() @ rows if need_hidden else None
         of_x = None if of_rows is None else of_rows.addmm_(of_raw, hidden).view(ctx.shape)
         found = (of_x, of_hidden, of_output, of_static)
@@ -111,13 +112,21 @@ def _forward(
 
 
 def _activated_backward(
-    raw: Tensor, rows: Tensor, scale: Tensor, grad: Tensor, kind: str, *, of_rows: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    raw: Tensor,
+    rows: Tensor,
+    scale: Tensor,
+    grad: Tensor,
+    summed: Tensor | None,
+    kind: str,
+    *,
+    of_rows: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """activation(raw * scale) once more; from its gradient those of raw and, through the scale, of
-    the rows: d scale / d rows = -scale^3 rows / D, and the scale meets every channel of `raw`.
+    the rows: d scale / d rows = -scale^3 rows / D, and the scale meets every channel of `raw`. Last
+    the sum of `summed` over rows.
     """
     if _in_c(kind, rows, raw):
-        return compiled.backward(raw, rows, scale, grad, of_rows=of_rows)
+        return compiled.backward(raw, rows, scale, grad, summed, of_rows=of_rows)
     with torch.enable_grad():
         leaf = (raw * scale).detach().requires_grad_()
         active = activate(leaf, kind)
@@ -126,7 +135,7 @@ def _activated_backward(
     if of_rows:
         inner = (of_normed * raw).sum(1, keepdim=True)
         through = rows * inner.mul_(scale.pow(3)).div_(-rows.shape[1])
-    return active.detach(), of_normed * scale, through
+    return active.detach(), of_normed * scale, through, None if summed is None else summed.sum(0)
 
 
 def _in_c(kind: str, rows: Tensor, *others: Tensor | None) -> bool:

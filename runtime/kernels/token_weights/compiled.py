@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import threads
+from multiway.runtime.kernels.native.calls import addresses, sum_apart, threads
 
 
 class _Call(ctypes.Structure):
@@ -22,7 +22,7 @@ class _Call(ctypes.Structure):
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in ("x", "hidden", "output", "shift")),
         *((name, ctypes.c_void_p) for name in ("raw", "scales", "out")),
-        *((name, ctypes.c_void_p) for name in ("grad", "draw", "dx")),
+        *((name, ctypes.c_void_p) for name in ("grad", "draw", "dx", "dout", "totals", "dshift")),
     ]
 
 
@@ -72,31 +72,35 @@ def forward(
 
 
 def backward(
-    raw: Tensor, rows: Tensor, scales: Tensor, grad: Tensor, *, of_rows: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    raw: Tensor,
+    rows: Tensor,
+    scales: Tensor,
+    grad: Tensor,
+    of_weights: Tensor | None = None,
+    *,
+    of_rows: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """gelu(raw * scale) once more, and from its gradient those of raw and, through the scale alone
-    and if wanted, of the rows.
+    and if wanted, of the rows. Last the sum of `of_weights` [N, O] over rows, if given.
 
     raw, rows, scales: what `forward` had and kept; grad: [N, F].
     """
     grad, out, draw = grad.contiguous(), torch.empty_like(raw), torch.empty_like(raw)
     dx = torch.empty_like(rows) if of_rows else None
-    for each in (raw, rows, scales, grad):
-        assert each.is_contiguous() and each.dtype == torch.float32 and len(each) == len(raw)
-    call = _Call(
-        tokens=len(raw),
-        width=rows.shape[1],
-        features=raw.shape[1],
-        threads=threads(raw.numel() + rows.numel(), len(raw)),
-        x=rows.data_ptr(),
-        raw=raw.data_ptr(),
-        scales=scales.data_ptr(),
-        out=out.data_ptr(),
-        grad=grad.data_ptr(),
-        draw=draw.data_ptr(),
-        dx=None if dx is None else dx.data_ptr(),
-    )
+    of_weights = None if of_weights is None else of_weights.contiguous()
+    for each in (raw, rows, scales, grad, of_weights):
+        assert each is None or (each.is_contiguous() and each.dtype is torch.float32)
+        assert each is None or len(each) == len(raw)
+    (count, features), width = raw.shape, rows.shape[1]
+    outputs = 0 if of_weights is None else of_weights.shape[1]
+    call = _Call(tokens=count, width=width, features=features, outputs=outputs)
+    call.threads = threads(raw.numel() + rows.numel(), count)
+    call.x, call.raw, call.scales = rows.data_ptr(), raw.data_ptr(), scales.data_ptr()
+    call.out, call.grad, call.draw = out.data_ptr(), grad.data_ptr(), draw.data_ptr()
+    call.dx, call.dout = addresses((dx, of_weights))
+    (dshift,) = sum_apart(call, raw, [outputs], [of_weights is not None])
+    (call.dshift,) = addresses((dshift,))
     loaded = native.library("token_weights")
     assert loaded is not None
     loaded.token_weights_backward(ctypes.byref(call))
-    return out, draw, dx
+    return out, draw, dx, dshift

@@ -26,12 +26,15 @@ struct call {
     /* What follows is for backward only. */
     const float *grad; /* of gelu(raw * scale) */
     float *draw, *dx;  /* dx: through the scale alone, or NULL */
+    const float *dout; /* of `out` of forward, [tokens, outputs], or NULL where its sum is not wanted */
+    double *totals;    /* [threads, outputs], room for that sum */
+    float *dshift;     /* [outputs] the sum */
 };
 
 #define REAL float
 #define NAME(name) name
 #include "products.h"
-#include "bfloat16.h"
+#include "totals.h"
 #include "gelu.h"
 
 /* Both matrices packed, and the shift with zeros behind it; `none` are as many zeros. */
@@ -218,8 +221,15 @@ static void backward_row(const struct call *c, int64_t row)
 
 void token_weights_backward(const struct call *c)
 {
+    const int64_t n = c->dout ? c->outputs : 0;
+    clear(c->totals, c->threads, n);
 #pragma omp parallel for schedule(static, 1) num_threads((int)c->threads)
-    for (int64_t i = 0; i < c->threads; i++)
-        for (int64_t row = c->tokens * i / c->threads; row < c->tokens * (i + 1) / c->threads; row++)
+    for (int64_t i = 0; i < c->threads; i++) {
+        double *restrict totals = c->totals + i * n;
+        for (int64_t row = c->tokens * i / c->threads; row < c->tokens * (i + 1) / c->threads; row++) {
             backward_row(c, row);
+            for (int64_t j = 0; j < n; j++) totals[j] += c->dout[row * n + j];
+        }
+    }
+    if (n) add_up(0, c->totals, c->threads, n, n, c->dshift);
 }
