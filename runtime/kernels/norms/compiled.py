@@ -14,6 +14,7 @@ from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF, alike, sum_a
 
 NORMS = ("layer_norm", "rms_norm")  # numbered as in norms.c
 WIDEST, MOST = 8192, 2
+_NONE = (None,) * MOST
 
 
 def _of_ways(*names: str) -> list[tuple[str, Any]]:
@@ -99,9 +100,6 @@ def _call(
     )  # fmt: skip
     call.kept = x, given, grads, outs, dx
     return call
-
-
-_NONE = (None,) * MOST
 
 
 def _pair(tensors: Sequence[Tensor | None]) -> list[int | None]:
