@@ -35,9 +35,8 @@ def plan_of(norm: str, eps: float, normed: tuple[int, ...], raw: tuple[int, ...]
     return Plan(norm=norm, eps=eps, normed=normed, raw=raw)
 
 
-@dataclass(
-    kw_only=True, slots=True
-)  # made in every call, and frozen would take three times as long
+# Made in every call: frozen, which sets each field through a function, would take longer.
+@dataclass(kw_only=True, slots=True)
 class Inputs:
     """history: L of [..., D]; weights: [..., C, L] or [C, L]; gains, biases: one [D] for each
     normalised way, or none at all.
