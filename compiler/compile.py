@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 
 import torch
@@ -85,12 +85,11 @@ def pack(graph: LayerGraph, containers: nn.Module) -> None:
     Values, names and identities of parameters stay; a parameter that lies beside others already
     stays there. A program may be lowered while gradients are off; its parameters stay trainable.
     """
-    for record in graph:
-        roles = grouped(record.params) if record.op == "packed_linear" else {}
+    for paths in _read_together(graph):
         found = {
-            role: [attrgetter(path)(containers) for path in paths] for role, paths in roles.items()
+            role: [attrgetter(path)(containers) for path in each] for role, each in paths.items()
         }
-        if not found or not gains_from_adjacency(found.get("weights", [])):
+        if not gains_from_adjacency(found.get("weights", [])):
             continue
         for group in found.values():
             if not all(type(p) is nn.Parameter for p in group):
@@ -98,6 +97,19 @@ def pack(graph: LayerGraph, containers: nn.Module) -> None:
             alone = all(p.untyped_storage().nbytes() == p.nbytes for p in group)
             if alone and len({p.dtype for p in group}) == 1 and not group[0].is_meta:
                 adjoin(group)
+
+
+def _read_together(graph: LayerGraph) -> Iterator[dict[str, list[str]]]:
+    """Paths of the weights and the biases of linears of one input."""
+    for record in graph:
+        if record.op == "packed_linear":
+            yield {role: list(paths) for role, paths in grouped(record.params).items()}
+        elif record.op == "linears":
+            xs = graph.arguments(record.path)["xs"]
+            for x in dict.fromkeys(xs):
+                mine = [i for i, each in enumerate(xs) if each == x]
+                given = grouped(record.params).items()
+                yield {role: [paths[i] for i in mine] for role, paths in given}
 
 
 def _initialise(

@@ -144,7 +144,7 @@ def products(graph: LayerGraph) -> int:
             found += 2
         elif record.op == "mix_linear":
             found += len(record.attrs["normed"])
-        elif record.op == "linear_sum":
+        elif record.op in ("linear_sum", "linears", "linear_sums"):
             found += len(graph.arguments(record.path)["xs"])
     return found
 

@@ -90,6 +90,13 @@ def fuse_mix(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
     return lay_out_history(fused) if fused is not graph else graph
 
 
+def group_products(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
+    """The fusions of linears of several inputs."""
+    if options.memory_budget is not None:
+        return graph
+    return fusing("group_products")(graph, tally, options)
+
+
 def plain(function: Callable[[LayerGraph, Tally], LayerGraph]) -> Callable[..., LayerGraph]:
     """A pass that asks for no options."""
     return lambda graph, tally, _: function(graph, tally)
@@ -164,6 +171,15 @@ PIPELINE: tuple[Pass, ...] = (
         does="two norms of one input in one pass over it",
         numerics="rounding",
         run=fusing("fuse_norms"),
+    ),
+    # Before projections and sums of one input take them. Not under a budget, whose plan chooses
+    # among products one by one; nor for inference, where products read copies of their weights.
+    Pass(
+        name="group_products",
+        does="linears of several inputs, each product on a thread of its own",
+        numerics="rounding",
+        run=group_products,
+        only="train",
     ),
     Pass(
         name="fuse_projections",

@@ -227,8 +227,9 @@ def _made(slot: Slot, binding: Binding) -> list[Type]:
     if slot.kind == "sizes":
         return [Sizes(binding.letters[slot.dims[0]])]
     if slot.variadic:
-        (term,) = [d for d in slot.dims if d.endswith("+")]
-        return [_tensor(slot, binding, {term: size}) for size in binding.letters[term]]
+        terms = [d for d in slot.dims if d.endswith("+")]
+        sizes = zip(*(binding.letters[term] for term in terms), strict=True)
+        return [_tensor(slot, binding, dict(zip(terms, each, strict=True))) for each in sizes]
     if slot.mark.startswith("{"):
         count = binding.letters[slot.mark[1:-1]]
         return [_tensor(slot, binding, {}) for _ in range(count)]

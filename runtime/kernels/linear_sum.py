@@ -119,7 +119,7 @@ class _LinearSum(torch.autograd.Function):
         return grad, None, *grads
 
 
-def _refuses(
+def refuses(
     residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor] = ()
 ) -> str | None:
     if torch.compiler.is_compiling():
@@ -139,7 +139,7 @@ KERNELS = [
     Kernel(
         op="linear_sum",
         run=linear_sum,
-        refuses=_refuses,
+        refuses=refuses,
         doc="products that add to the residual where they stand, without passes of their own",
     )
 ]

@@ -232,6 +232,7 @@ FIRES = {
     "fuse_mix": ("mudd-pythia-test", "forward", {}),
     "fuse_lanes": ("pythia-test+mhc", "forward", {}),
     "fuse_norms": ("pythia-test", "forward", {}),
+    "group_products": ("mudd-pythia-test", "forward", {}),
     "fuse_projections": ("pythia-test", "forward", {}),
     "fuse_attention": ("pythia-test", "decode", {}),
     "fuse_residual": ("pythia-test", "forward", {}),
@@ -292,11 +293,13 @@ def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each:
     fired = 0
     program = "loss"
     names = ("mudd-pythia-test", "pythia-test", "pythia-test+mhc", "pythia-test+attnres")
-    for name in (*names, "prenorm", "pythia-test/top_k"):
+    for name in (*names, "prenorm", "pythia-test/top_k", "beit3-test"):
         spec = member(name)
+        spec = spec.for_head("vqa" if "vqa" in spec.heads else None)
         built = mw.build(spec, program=program)
-        behind = NAMES[NAMES.index(each.by) :]
-        graph = run_pipeline(built, Options(without=behind))[-1].graph
+        budget = 0 if each.by == "plan_memory" else None
+        options = Options(without=NAMES[NAMES.index(each.by) :], memory_budget=budget)
+        graph = run_pipeline(built, options)[-1].graph
         matches = [m for r in graph if r.op in each.roots and (m := each.match(graph, r))]
         tally = Tally()
         fuse(graph, each, tally)
@@ -307,7 +310,7 @@ def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each:
             reference, fused = pair(spec, taps=taps)
             given = random_inputs(built, sizes_for(built))
             found = [outputs(model, program, given) for model in (fused, reference)]
-            assert len(found[0]) == 2 + len(taps)
+            assert len(found[0]) == len(built.sources("outputs")) + len(taps)
             for a, b in zip(*found, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
     assert fired
@@ -478,6 +481,18 @@ def test_a_kernel_is_of_an_op() -> None:
 
 
 # Parameters
+
+
+def test_weights_of_one_input_lie_together_among_those_of_several() -> None:
+    spec = mw.load("beit3-test", set={"block.attention.head_width": 10}).for_head("vqa")
+    model = mw.compile(spec)
+    graph = Stages(spec, Options())["forward"][-1].graph
+    assert graph.record("blocks.0.attention.query_key_value").op == "linears"
+    _ = model.programs["forward"]
+    parts = [f"blocks.0.attention.{each}" for each in ("query", "key", "value")]
+    for way in ("vision", "text"):
+        assert adjacent([model.get_parameter(f"{part}.{way}.weight") for part in parts])
+        assert adjacent([model.get_parameter(f"{part}.{way}.bias") for part in parts])
 
 
 def test_weights_of_one_product_lie_together_and_files_do_not_show_it(tmp_path: Any) -> None:
