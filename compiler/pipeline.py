@@ -90,11 +90,18 @@ def fuse_mix(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
     return lay_out_history(fused) if fused is not graph else graph
 
 
+def sink(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
+    """`sink_segments`, with queries joined where `group_products` makes them so."""
+    return sink_segments(graph, tally, join_queries=_groups(options))
+
+
+def _groups(options: Options) -> bool:
+    return options.mode == "train" and options.memory_budget is None
+
+
 def group_products(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
     """The fusions of linears of several inputs."""
-    if options.memory_budget is not None:
-        return graph
-    return fusing("group_products")(graph, tally, options)
+    return fusing("group_products")(graph, tally, options) if _groups(options) else graph
 
 
 def plain(function: Callable[[LayerGraph, Tally], LayerGraph]) -> Callable[..., LayerGraph]:
@@ -121,7 +128,7 @@ PIPELINE: tuple[Pass, ...] = (
         name="sink_segments",
         does="keeps modalities apart until attention: no joining and cutting in between",
         numerics="rounding",
-        run=plain(sink_segments),
+        run=sink,
     ),
     Pass(
         name="drop_dead",

@@ -49,11 +49,10 @@ OP = Op(
 
 def match(graph: LayerGraph, first: Record) -> Match | None:
     """Additions of one linear each, to residuals of their own."""
-    sums = {add.path: one for add in beside(graph, first) if (one := _sum(graph, add))}
-    if len(sums) < 2 or first.path not in sums:
+    adds = sums_beside(graph, first)
+    if len(adds) < 2 or first not in adds:
         return None
-    adds = [graph.record(path) for path in sums]
-    linears = [graph.record(graph.sources(path)["b"].path) for path in sums]
+    linears = [graph.record(graph.sources(add.path)["b"].path) for add in adds]
     params, arguments = gathered(graph, linears, {"weight": "weights", "bias": "biases"})
     return Match(
         at=first.path,
@@ -63,15 +62,20 @@ def match(graph: LayerGraph, first: Record) -> Match | None:
             "xs": [graph.sources(linear.path)["x"] for linear in linears],
             **arguments,
         },
-        outputs=tuple(Value(path) for path in sums),
-        nodes=frozenset().union(*(one.nodes for one in sums.values())),
+        outputs=tuple(Value(add.path) for add in adds),
+        nodes=frozenset(record.path for record in (*adds, *linears)),
     )
 
 
-def _sum(graph: LayerGraph, add: Record) -> Match | None:
-    """An addition as linear_sum would take it, of one linear."""
+def sums_beside(graph: LayerGraph, first: Record) -> list[Record]:
+    """The additions of a part that linear_sum would take, of one linear each, and that could all
+    stand in the place of the first."""
+    return [add for add in beside(graph, first) if _is_sum(graph, add)]
+
+
+def _is_sum(graph: LayerGraph, add: Record) -> bool:
     found = match_one(graph, add)
-    return found if found is not None and len(found.nodes) == 2 else None
+    return found is not None and len(found.nodes) == 2
 
 
 FUSION = Fusion(op="linear_sums", by="group_products", roots=("add",), match=match)

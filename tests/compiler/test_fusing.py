@@ -205,11 +205,14 @@ def test_decoding_is_the_forward_program() -> None:
 
 
 def member(name: str) -> mw.Spec:
-    """A zoo entry, `ENTRY+WIRING`: one with another wiring, or `ENTRY/ROUTE`: with experts in
-    norms, attention and feed-forward parts."""
+    """A zoo entry, `ENTRY+WIRING`: one with another wiring, `ENTRY/ROUTE`: with experts in norms,
+    attention and feed-forward parts, or `ENTRY-sub_norm`: without norms inside of parts."""
+    name, sub_norm, _ = name.partition("-sub_norm")
     entry, _, wiring = name.partition("+")
     entry, _, route = entry.partition("/")
     changes: Mappings = {"wiring.use": wiring} if wiring else {}
+    if sub_norm:
+        changes |= {f"block.{part}.sub_norm": False for part in ("attention", "ffn")}
     if route:
         experts = {"route": route, "count": 3, "k": 2}
         changes |= {f"block.{part}.experts": experts for part in ("norm", "attention", "ffn")}
@@ -293,7 +296,7 @@ def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each:
     fired = 0
     program = "loss"
     names = ("mudd-pythia-test", "pythia-test", "pythia-test+mhc", "pythia-test+attnres")
-    for name in (*names, "prenorm", "pythia-test/top_k", "beit3-test"):
+    for name in (*names, "prenorm", "pythia-test/top_k", "beit3-test-sub_norm"):
         spec = member(name)
         spec = spec.for_head("vqa" if "vqa" in spec.heads else None)
         built = mw.build(spec, program=program)
@@ -330,14 +333,25 @@ def test_norms_are_not_folded_into_a_tied_table() -> None:
     assert refused == {"output.norm": "the weight of heads.lm.logits has another reader"}
 
 
-def test_the_sequence_is_joined_for_keys_and_values_only() -> None:
-    found = stages("beit3-test", head="vqa")
+@pytest.mark.parametrize("mode", ["train", "inference"])
+def test_the_sequence_is_joined_for_attention_only(mode: str) -> None:
+    found = stages("beit3-test", head="vqa", mode=mode)
     built, sunk = (
         [r.path for r in found[stage].graph if r.op in ("concat", "split") and "blocks" in r.path]
         for stage in ("built", "sink_segments")
     )
     assert len(built) == 2 * 12
-    assert sunk == [f"blocks.{i}.attention.{name}" for i in (0, 1) for name in ("join.1", "join.2")]
+    joined = [f"blocks.{i}.attention.{name}" for i in (0, 1) for name in ("join.1", "join.2")]
+    if mode == "train":  # queries, too, where those of all segments lead to the head
+        joined[:0] = ["blocks.0.attention.join"]
+        joined[3:3] = ["blocks.0.attention.output.split"]
+    assert sunk == joined
+
+
+def test_queries_stay_apart_under_a_memory_budget() -> None:
+    found = stages("beit3-test", head="vqa", memory_budget=1 << 40)
+    assert "blocks.0.attention.join" not in found["sink_segments"].graph
+    assert found["group_products"].graph is found["fuse_norms"].graph
 
 
 def test_a_sequence_that_only_a_head_cuts_stays_whole() -> None:
@@ -487,7 +501,7 @@ def test_weights_of_one_input_lie_together_among_those_of_several() -> None:
     spec = mw.load("beit3-test", set={"block.attention.head_width": 10}).for_head("vqa")
     model = mw.compile(spec)
     graph = Stages(spec, Options())["forward"][-1].graph
-    assert graph.record("blocks.0.attention.query_key_value").op == "linears"
+    assert graph.record("blocks.0.attention.query_key_value").op == "joined_linears"
     _ = model.programs["forward"]
     parts = [f"blocks.0.attention.{each}" for each in ("query", "key", "value")]
     for way in ("vision", "text"):

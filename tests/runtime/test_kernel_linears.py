@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from multiway.runtime.kernels import blas, kernels, native
-from multiway.runtime.kernels import linears as module
-from multiway.runtime.kernels.linears import linear_sums, linears
+from multiway.runtime.kernels.linears import joined_linears, joined_sums, linear_sums, linears
+from multiway.runtime.kernels.linears import ops as module
 
 READS = [0, 1, 0, 2, 1, 0]  # which of three inputs each of six linears reads
 WIDTHS = [5, 3, 7, 1, 4, 16]
@@ -26,6 +26,7 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "at once" and not blas.takes(torch.zeros(1)):
         pytest.skip(f"no products in C: {native.refused('blas')}")
     monkeypatch.setattr(module, "LARGE", 0 if request.param == "at once" else 1 << 60)
+    monkeypatch.setattr(module, "LONG", 0)
     return bool(request.param == "at once")
 
 
@@ -96,6 +97,72 @@ def test_linear_sums(
         )
 
     check(ours, plain, [*residuals, *xs, *weights, *biases], fixed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("fixed", [(), (0,), (0, 1), (2, 3, 6), (5,)])
+@pytest.mark.parametrize("lengths", [(3, 20), (1, 0), (20, 3)])
+def test_joined_linears(
+    at_once: bool,
+    dtype: torch.dtype,
+    biased: bool,
+    fixed: tuple[int, ...],
+    lengths: tuple[int, int],
+) -> None:
+    xs = [draw(3, length, D, dtype=dtype, seed=i) for i, length in enumerate(lengths)]
+    weights = [draw(5, D, dtype=dtype, seed=i) for i in range(6)]
+    biases = [draw(5, dtype=dtype, seed=i) for i in range(6 * biased)]
+
+    def ours(*given: Tensor) -> tuple[Tensor, ...]:
+        return joined_linears(given[:2], given[2:8], given[8:], count=3)
+
+    def plain(*given: Tensor) -> tuple[Tensor, ...]:
+        biases = given[8:] or [None] * 6
+        ys = [F.linear(given[i % 2], given[2 + i], biases[i]) for i in range(6)]
+        return tuple(torch.cat(ys[i : i + 2], 1) for i in (0, 2, 4))
+
+    check(ours, plain, [*xs, *weights, *biases], fixed)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("fixed", [(), (0, 1), (2,), (4,), (3, 5)])
+@pytest.mark.parametrize("sizes", [(3, 20), (1, 0), (20, 3)])
+def test_joined_sums(
+    at_once: bool,
+    dtype: torch.dtype,
+    biased: bool,
+    fixed: tuple[int, ...],
+    sizes: tuple[int, int],
+) -> None:
+    residuals = [draw(3, length, 5, dtype=dtype) for length in sizes]
+    x = draw(3, sum(sizes), D, dtype=dtype)
+    weights = [draw(5, D, dtype=dtype, seed=i) for i in range(2)]
+    biases = [draw(5, dtype=dtype, seed=i) for i in range(2 * biased)]
+
+    def ours(*given: Tensor) -> tuple[Tensor, ...]:
+        return joined_sums(given[:2], given[2], list(sizes), given[3:5], given[5:])
+
+    def plain(*given: Tensor) -> tuple[Tensor, ...]:
+        parts, biases = given[2].split(sizes, 1), given[5:] or [None] * 2
+        return tuple(
+            r + F.linear(x, w, b)
+            for r, x, w, b in zip(given[:2], parts, given[3:5], biases, strict=True)
+        )
+
+    check(ours, plain, [*residuals, x, *weights, *biases], fixed)
+
+
+def test_short_segments_are_joined_behind_their_products(
+    at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONG", 3)
+    for lengths in ((3, 3), (4, 2)):
+        xs = [draw(2, length, D).requires_grad_() for length in lengths]
+        (y,) = joined_linears(xs, [draw(5, D), draw(5, D)], count=1)
+        ours = type(y.grad_fn).__name__ == "_LinearsBackward"
+        assert ours == (at_once and min(lengths) >= 3)
 
 
 def test_one_function_for_all(at_once: bool) -> None:
