@@ -144,8 +144,10 @@ def products(graph: LayerGraph) -> int:
             found += 2
         elif record.op == "mix_linear":
             found += len(record.attrs["normed"])
-        elif record.op in ("linear_sum", "linears", "linear_sums"):
+        elif record.op == "linear_sum":
             found += len(graph.arguments(record.path)["xs"])
+        elif record.op in ("linears", "linear_sums", "joined_linears", "joined_sums"):
+            found += sum(name.startswith("weights.") for name in record.params)
     return found
 
 

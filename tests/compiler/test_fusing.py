@@ -26,6 +26,7 @@ import multiway as mw
 from multiway.compiler import fusion as fusion_module
 from multiway.compiler.build import program_names
 from multiway.compiler.correspond import corresponds
+from multiway.compiler.costs import products
 from multiway.compiler.dispatch import fast
 from multiway.compiler.fusion import Match, Tally, fuse, fusions
 from multiway.compiler.graph import LayerGraph, Record, Value
@@ -346,6 +347,13 @@ def test_the_sequence_is_joined_for_attention_only(mode: str) -> None:
         joined[:0] = ["blocks.0.attention.join"]
         joined[3:3] = ["blocks.0.attention.output.split"]
     assert sunk == joined
+
+
+def test_grouped_products_are_still_counted() -> None:
+    for name, head in (("mudd-pythia-test", "lm"), ("beit3-test-sub_norm", "vqa")):
+        found = stages(name, head=head)
+        assert {"linears", "joined_linears"} & {r.op for r in found["group_products"].graph}
+        assert products(found["group_products"].graph) == products(found["fuse_norms"].graph)
 
 
 def test_queries_stay_apart_under_a_memory_budget() -> None:
