@@ -48,13 +48,7 @@ def linears(
     inputs, numbers = _distinct(xs)
     if not _at_once(weights, *inputs, *biases):
         return _apart(inputs, numbers, weights, biases)
-    plan = Plan(
-        reads=[Part(number) for number in numbers],
-        writes=[Part(i) for i in range(len(xs))],
-        lengths=[x.shape[1] for x in xs],
-        batch=1,
-        biases=bool(biases),
-    )
+    plan = _whole(xs, numbers, biases)
     return computed(plan, (*inputs, *weights, *biases))
 
 
@@ -74,13 +68,7 @@ def linear_sums(
     if not _at_once(weights, *inputs, *biases, *residuals):
         given = enumerate(zip(residuals, xs, weights, strict=True))
         return tuple(one_sum.linear_sum(r, [x], [w], biases[i : i + 1]) for i, (r, x, w) in given)
-    plan = Plan(
-        reads=[Part(number) for number in numbers],
-        writes=[Part(i) for i in range(len(xs))],
-        lengths=[x.shape[1] for x in xs],
-        batch=1,
-        biases=bool(biases),
-    )
+    plan = _whole(xs, numbers, biases)
     return computed(plan, (*inputs, *weights, *biases, *residuals))
 
 
@@ -136,6 +124,17 @@ def joined_sums(
         biases=bool(biases),
     )
     return computed(plan, (x, *weights, *biases, *residuals))
+
+
+def _whole(xs: Sequence[Tensor], numbers: Sequence[int], biases: Sequence[Tensor]) -> Plan:
+    """Linears of whole tensors, of which `numbers` says which is the x of each."""
+    return Plan(
+        reads=[Part(number) for number in numbers],
+        writes=[Part(i) for i in range(len(xs))],
+        lengths=[x.shape[1] for x in xs],
+        batch=1,
+        biases=bool(biases),
+    )
 
 
 def _segments(number: int, sizes: Sequence[int]) -> list[Part]:
