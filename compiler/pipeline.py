@@ -96,7 +96,9 @@ def sink(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
 
 
 def _groups(options: Options) -> bool:
-    return options.mode == "train" and options.memory_budget is None
+    """Whether products are grouped."""
+    trains = options.mode == "train" and options.memory_budget is None
+    return trains and "group_products" not in options.without
 
 
 def group_products(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:

@@ -362,6 +362,11 @@ def test_queries_stay_apart_under_a_memory_budget() -> None:
     assert found["group_products"].graph is found["fuse_norms"].graph
 
 
+def test_queries_stay_apart_where_products_are_not_grouped() -> None:
+    found = stages("beit3-test", head="vqa", without=["group_products"])
+    assert "blocks.0.attention.join" not in found["sink_segments"].graph
+
+
 def test_a_sequence_that_only_a_head_cuts_stays_whole() -> None:
     shared = {f"block.{part}.experts": None for part in ("norm", "attention", "ffn")}
     spec = mw.load("beit3-test", set=shared).for_head("mlm")
