@@ -16,16 +16,14 @@ torch's products one after the other, for the result, the gradients of rows and 
 from __future__ import annotations
 
 import ctypes
-import functools
-import os
 from collections.abc import Sequence
 from enum import IntEnum
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
+from multiway.runtime.kernels.blas.mkl import gemm
 from multiway.runtime.kernels.kernel import traced
 from multiway.runtime.kernels.native.calls import SUFFIX, alike, lay_out
 
@@ -59,7 +57,7 @@ def takes(x: Tensor, *others: Tensor | None) -> bool:
         and not traced()
         and alike(x, *others)
         and native.library("blas") is not None
-        and _gemm(x.dtype) is not None
+        and gemm(x.dtype) is not None
     )
 
 
@@ -83,7 +81,8 @@ def products(
     depth] if LINEAR). c, first: [G] addresses of [rows, columns]; bias: [G] of [columns]; 0 in
     those, or none at all, is nothing. first may be c. The caller keeps all of it in memory.
     """
-    groups = len(rows)
+    groups, function = len(rows), gemm(dtype)
+    assert function is not None
     if not groups:
         return
     terms = len(depth) // groups
@@ -96,7 +95,7 @@ def products(
         terms=terms,
         kind=kind,
         threads=1 if few else max(1, min(torch.get_num_threads(), work // FEWEST)),
-        gemm=_gemm(dtype),
+        gemm=ctypes.cast(function, ctypes.c_void_p).value,
     )
     none = (0,) * groups
     lists = {"rows": rows, "columns": columns, "depth": depth, "a": a, "b": b, "c": c}
@@ -104,39 +103,3 @@ def products(
     loaded = native.library("blas")
     assert loaded is not None
     getattr(loaded, f"blas_{SUFFIX[dtype]}")(ctypes.byref(call))
-
-
-@functools.cache
-def _gemm(dtype: torch.dtype) -> int | None:
-    """Where the product of torch's own MKL is, or None. It is looked for and tried: other builds
-    of torch hide it. Of other libraries not every build may be called from several threads.
-    """
-    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-        return None
-    try:
-        library = ctypes.CDLL(os.path.join(torch.__path__[0], "lib", "libtorch_cpu.so"))
-        found = getattr(library, "sgemm_" if dtype == torch.float32 else "dgemm_")
-    except (OSError, AttributeError):
-        return None
-    return ctypes.cast(found, ctypes.c_void_p).value if _multiplies(found, dtype) else None
-
-
-def _multiplies(gemm: Any, dtype: torch.dtype) -> bool:
-    """Whether a function is what Fortran's BLAS calls gemm: of small matrices it is right."""
-    x, y = torch.arange(1, 7, dtype=dtype).view(2, 3), torch.arange(2, 14, dtype=dtype).view(3, 4)
-    made, one, added = torch.ones(2, 4, dtype=dtype), *torch.tensor([1, 0], dtype=dtype)
-    sizes = [ctypes.byref(ctypes.c_int64(size)) for size in (4, 2, 3)]
-    places = [ctypes.c_void_p(each.data_ptr()) for each in (one, y, x, added, made)]
-    gemm(
-        b"N",
-        b"N",
-        *sizes,
-        places[0],
-        places[1],
-        sizes[0],
-        places[2],
-        sizes[2],
-        *places[3:],
-        sizes[0],
-    )
-    return torch.equal(made, x @ y)

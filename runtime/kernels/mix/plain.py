@@ -7,18 +7,17 @@ of a sum of products.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from multiway.runtime.kernels import blas
 from multiway.runtime.kernels.kernel import no_autocast
 from multiway.runtime.kernels.mix.plan import Grads, Inputs, Maybes, Plan, Wanted
 from multiway.runtime.kernels.norms.plain import norm_backward
-
-CACHED_ELEMENTS = 1 << 19  # of what is read once for each source: it is to stay in the cache
 
 
 def forward(inputs: Inputs, plan: Plan, stacked: Tensor | None = None) -> list[Tensor]:
@@ -66,11 +65,11 @@ def _batch(inputs: Inputs, stacked: Tensor | None) -> Tensor:
 def _streams(inputs: Inputs, batch: Tensor) -> Tensor:
     """All streams, [C, tokens, D], in memory of their own."""
     tokens, sources, width = batch.shape
+    ways = inputs.weights.shape[-2]
     if inputs.shared:
         flat = inputs.weights @ batch.transpose(0, 1).reshape(sources, tokens * width)
-        return flat.view(len(flat), tokens, width)
-    weights = inputs.weights.reshape(tokens, *inputs.weights.shape[-2:])
-    return torch.bmm(weights, batch).transpose(0, 1)
+        return flat.view(ways, tokens, width)
+    return blas.product(inputs.weights.reshape(tokens, ways, sources), batch)
 
 
 def _norm(x: Tensor, gain: Tensor | None, bias: Tensor | None, plan: Plan) -> Tensor:
@@ -141,39 +140,63 @@ def _source_grads(
     deltas: Tensor, ways: list[int], inputs: Inputs, wanted: Wanted
 ) -> list[Tensor | None]:
     """The sum of weights times deltas for each source, added to the buffers that there are."""
-    tokens, count, width = deltas.shape
-    weights = inputs.weights[..., ways, :].transpose(-2, -1)  # [..., L, ways]
-    # Products of one row by columns of a batch take half as long again.
-    weights = weights.contiguous()
-    weights = weights.expand(tokens, -1, -1) if inputs.shared else weights.flatten(0, -3)
-    found: list[Tensor | None] = [None] * len(inputs.history)
-    for l, (x, want) in enumerate(zip(inputs.history, wanted.sources, strict=True)):  # noqa: E741
-        into = wanted.into[l]
-        found[l] = None if not want else x.new_empty(x.shape) if into is None else into
+    tokens, _, width = deltas.shape
+    weights = (
+        inputs.weights if len(ways) == inputs.weights.shape[-2] else inputs.weights[..., ways, :]
+    )
+    found = _buffers(inputs, wanted)
     rows = [None if x is None else x.view(tokens, width) for x in found]
-    new = [into is None for into in wanted.into]
-    write = _write_rounded if deltas.dtype.itemsize < 4 else _write_each
-    step = max(1, CACHED_ELEMENTS // (count * width))
-    for start in range(0, tokens, step):
-        part = slice(start, start + step)
-        write(weights[part], deltas[part], [None if x is None else x[part] for x in rows], new)
+    for first, into, new in _runs(rows, [x is None for x in wanted.into]):
+        by = weights[..., first : first + len(into)].transpose(-2, -1)  # [..., n, ways]
+        if inputs.shared:
+            flat = deltas.transpose(0, 1).flatten(1)
+            into.flatten(1).addmm_(by, flat, beta=0 if new else 1)
+        else:
+            blas.add_product(into, by.flatten(0, -3), deltas, new=new)
     return found
 
 
-def _write_each(weights: Tensor, deltas: Tensor, rows: Maybes, new: Sequence[bool]) -> None:
-    """Weights [n, L, ways] times deltas [n, ways, D] into rows L of [n, D], or added to those that
-    are not new: one batch of products for each source, which reads and writes its rows once.
+def _buffers(inputs: Inputs, wanted: Wanted) -> list[Tensor | None]:
+    """Where the gradient of each source goes, [..., D]; new ones lie one behind the other if they
+    may, so that this mix and those that add to them later can do so in one product.
     """
-    for l, (row, fresh) in enumerate(zip(rows, new, strict=True)):  # noqa: E741
-        if row is not None and fresh:
-            torch.bmm(weights[:, l : l + 1], deltas, out=row.unsqueeze(1))
-        elif row is not None:
-            row.unsqueeze(1).baddbmm_(weights[:, l : l + 1], deltas)
+    missing = [w and x is None for w, x in zip(wanted.sources, wanted.into, strict=True)]
+    first, count = inputs.history[0], sum(missing)
+    if wanted.apart:
+        made = iter([first.new_empty(first.shape) for _ in range(count)])
+    else:
+        made = iter(first.new_empty((count, *first.shape)).unbind(0))
+    return [
+        next(made) if new else x if want else None
+        for new, x, want in zip(missing, wanted.into, wanted.sources, strict=True)
+    ]
 
 
-def _write_rounded(weights: Tensor, deltas: Tensor, rows: Maybes, new: Sequence[bool]) -> None:
-    """The same in half precision, where batches of single rows take twice as long as this."""
-    made = torch.bmm(weights, deltas)
-    for row, product, fresh in zip(rows, made.unbind(1), new, strict=True):
-        if row is not None:
-            row.copy_(product) if fresh else row.add_(product)
+def _runs(rows: Maybes, new: Sequence[bool]) -> Iterator[tuple[int, Tensor, bool]]:
+    """Rows [tokens, D] that lie at equal distances in one piece of memory and are all new, or all
+    to be added to, as [n, tokens, D]: the number of the first, the rows, whether they are new.
+    """
+    start = 0
+    while start < len(rows):
+        first, stop = rows[start], start + 1
+        if first is None:
+            start = stop
+            continue
+        step = _distance(first, rows[stop] if stop < len(rows) else None)
+        while (
+            step
+            and stop < len(rows)
+            and new[stop] == new[start]
+            and _distance(rows[stop - 1], rows[stop]) == step
+        ):
+            stop += 1
+        into = first.as_strided((stop - start, *first.shape), (step, *first.stride()))
+        yield start, into, new[start]
+        start = stop
+
+
+def _distance(x: Tensor | None, y: Tensor | None) -> int:
+    """Elements from x to y, which lies behind it in the same memory; else 0."""
+    if x is None or y is None or x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
+        return 0
+    return max(0, int(y.storage_offset()) - int(x.storage_offset()))

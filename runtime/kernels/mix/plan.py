@@ -61,12 +61,13 @@ class Inputs:
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """What a backward is to compute. into: for each source the buffer [..., D] to add to, or None
-    for a new one; it counts only where `sources` is true.
+    for a new one; it counts only where `sources` is true. apart: new ones share no memory.
     """
 
     sources: Sequence[bool]
     weights: bool
     into: Maybes
+    apart: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
