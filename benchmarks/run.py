@@ -142,15 +142,19 @@ def _step_case(case: Case, quick: bool) -> dict[str, Any]:
         ]
         ratio = peaks[0] / peaks[1] / case.per
         return {"ratio": ratio, "floor_ratio": None, "spread": None, "sides": rows}
-    if sides[-1].floor is None:
-        sides.append(floor_side(sides[0]))
     found = measure_sides(sides, pairs=case.pairs, memory=True)
-    a_times, b_times = (each.times for each in found[:2])
+    a_times, b_times = (each.times for each in found)
+    if sides[1].floor is None:  # behind the others: it changes what lies where, and so their times
+        floor, beside = measure_sides([floor_side(sides[0]), sides[1]], pairs=MIN_PAIRS)
+        found.append(floor)
+    else:
+        floor = beside = found[1]
     return {
         "ratio": a_times.paired_ratio(b_times) / case.per,
         "ratio_of_medians": a_times.ratio(b_times) / case.per,
         # What `a` would be at with no time between its products: the least that can be aimed at.
-        "floor_ratio": found[-1].times.paired_ratio(b_times) / case.per,
+        "floor_ratio": floor.times.paired_ratio(beside.times) / case.per,
+        "beside_floor": list(beside.times.seconds),  # of `b`, in the floor's rounds
         "spread": max(a_times.spread, b_times.spread),
         "sides": _records(found),
     }

@@ -17,6 +17,7 @@ from multiway.compiler.passes.drop_dead import drop_dead
 from multiway.compiler.passes.fold_norms import fold_norms
 from multiway.compiler.passes.lay_out_history import lay_out_history
 from multiway.compiler.passes.pack_weights import pack_weights
+from multiway.compiler.passes.place_hiddens import place_hiddens
 from multiway.compiler.passes.plan_memory import plan_memory
 from multiway.compiler.passes.share_common import share_common
 from multiway.compiler.passes.sink_segments import sink_segments
@@ -207,6 +208,13 @@ PIPELINE: tuple[Pass, ...] = (
         does="residual additions inside the matrix products that are added",
         numerics="rounding",
         run=fusing("fuse_residual"),
+    ),
+    # Lists are laid out with the mixes that read them; sums are there now.
+    Pass(
+        name="place_hiddens",
+        does="writes hiddens where the list of them lies, in programs without gradients",
+        numerics="exact",
+        run=plain(place_hiddens),
     ),
     Pass(
         name="fuse_loss",

@@ -16,7 +16,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from multiway.runtime.kernels import prepacked
-from multiway.runtime.kernels.kernel import Kernel, autocasts
+from multiway.runtime.kernels.kernel import Kernel, autocasts, traced
+from multiway.runtime.kernels.mix.history import History
 
 # Numbers in the sum: of fewer, a linear without a bias and an addition take 0.98 to 0.99 of a step,
 # of as many 1.03 (24 x 256, 1024 and 2048 tokens).
@@ -24,11 +25,16 @@ FEWEST = 1 << 19
 
 
 def linear_sum(
-    residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor] = ()
+    residual: Tensor,
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] = (),
+    room: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """residual + sum of linear(x_i, weight_i, bias_i).
 
     residual: [*, F]; xs: [*, D_i]; weights: [F, D_i]; biases: [F] each, or none -> [*, F].
+    room: the history that it will be appended to. Without gradients a large sum is written there.
     A second backward pass through it raises RuntimeError, unless the sum is small.
     """
     if _served(xs, weights):
@@ -37,7 +43,9 @@ def linear_sum(
         if residual.dtype.itemsize < 4:
             return _one_by_one(residual, xs, weights, biases)
     if not torch.is_grad_enabled():  # a function of our own would cost more than it saves
-        return _summed(residual, xs, weights, biases)
+        large = residual.numel() >= FEWEST and not traced()
+        out = room.room(residual) if large and isinstance(room, History) else None
+        return _summed(residual, xs, weights, biases, out)
     if len(xs) == 1 and not biases and residual.numel() < FEWEST:
         return _one_by_one(residual, xs, weights, biases)
     y: Tensor = _LinearSum.apply(residual, len(xs), *xs, *weights, *biases)  # type: ignore[no-untyped-call]
@@ -75,17 +83,23 @@ def _linears(
 
 
 def _summed(
-    residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+    residual: Tensor,
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    out: Tensor | None = None,
 ) -> Tensor:
+    """The sum, in `out` if there is one."""
     rows = residual.reshape(-1, residual.shape[-1])
     flat = [x.reshape(-1, x.shape[-1]) for x in xs]
+    y = None if out is None else out.view(rows.shape)
     if biases:
-        y, rest = rows + sum(biases[1:], biases[0]), 0
+        y, rest = torch.add(rows, sum(biases[1:], biases[0]), out=y), 0
     else:
-        y, rest = torch.addmm(rows, flat[0], weights[0].t()), 1
+        y, rest = torch.addmm(rows, flat[0], weights[0].t(), out=y), 1
     for x, weight in zip(flat[rest:], weights[rest:], strict=True):
         y.addmm_(x, weight.t())
-    return y.view(residual.shape)
+    return y.view(residual.shape) if out is None else out
 
 
 class _LinearSum(torch.autograd.Function):
@@ -120,7 +134,11 @@ class _LinearSum(torch.autograd.Function):
 
 
 def refuses(
-    residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor] = ()
+    residual: Tensor,
+    xs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor] = (),
+    room: Sequence[Tensor] | None = None,
 ) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler fuses the additions itself"

@@ -240,6 +240,7 @@ FIRES = {
     "fuse_projections": ("pythia-test", "forward", {}),
     "fuse_attention": ("pythia-test", "decode", {}),
     "fuse_residual": ("pythia-test", "forward", {}),
+    "place_hiddens": ("mudd-pythia-test", "forward", {}),
     "fuse_loss": ("pythia-test", "loss", {}),
     "plan_memory": ("pythia-test", "loss", {"memory_budget": 0, "sizes": {"B": 2, "T": 8}}),
     "fuse_activations": ("pythia-test", "forward", {}),

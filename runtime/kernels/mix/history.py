@@ -110,13 +110,17 @@ class Source:
 
 
 class Buffer:
-    """Room for a history in one piece [capacity, ..., D], filled from the front when asked for."""
+    """Room for a history in one piece [capacity, ..., D], filled from the front when asked for.
 
-    __slots__ = ("capacity", "data", "held")
+    held: the sources that lie there. given: entries that were handed out to be written to.
+    """
+
+    __slots__ = ("capacity", "data", "given", "held")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.held: list[Source] = []
+        self.given: set[int] = set()
         self.data: Tensor | None = None
 
     def of(self, sources: Sequence[Source]) -> Tensor | None:
@@ -124,14 +128,34 @@ class Buffer:
         same = all(held is source for held, source in zip(self.held, sources, strict=False))
         if not same or len(sources) > self.capacity:
             return None
-        if self.data is None:
-            x = sources[0].x
-            self.data = torch.empty((self.capacity, *x.shape), dtype=x.dtype, device=x.device)
+        data = self._data(sources[0].x)
         for source in sources[len(self.held) :]:
             # Through .data: autograd must not take this for a change of what earlier mixes saved.
-            self.data.data[len(self.held)].copy_(source.x.detach())
+            entry = data.data[len(self.held)]
+            if entry.data_ptr() != source.x.data_ptr():
+                if len(self.held) in self.given:
+                    return None
+                entry.copy_(source.x.detach())
             self.held.append(source)
-        return self.data[: len(sources)]
+        return data[: len(sources)]
+
+    def entry(self, index: int, like: Tensor) -> Tensor | None:
+        """The entry of this number, to be written to by whoever asks first; None if it is taken,
+        or not of the shape and type of `like`.
+        """
+        if index >= self.capacity or index < len(self.held) or index in self.given:
+            return None
+        data = self._data(like)
+        if data.shape[1:] != like.shape or data.dtype != like.dtype or data.device != like.device:
+            return None
+        self.given.add(index)
+        return data[index].data  # whose changes are counted apart from those of other entries
+
+    def _data(self, like: Tensor) -> Tensor:
+        if self.data is None:
+            size = (self.capacity, *like.shape)
+            self.data = torch.empty(size, dtype=like.dtype, device=like.device)
+        return self.data
 
 
 class History(list[Tensor]):
@@ -152,6 +176,10 @@ class History(list[Tensor]):
             if source.x is not x or (source.version is not None and x._version != source.version):
                 return False
         return True
+
+    def room(self, like: Tensor) -> Tensor | None:
+        """A tensor of this shape and type where the next entry is to lie, if that may be."""
+        return None if self.buffer is None else self.buffer.entry(len(self.sources), like)
 
     def stacked(self) -> Tensor | None:
         """[L, ..., D], where there is to be a buffer. Entries are copied there the first time."""
