@@ -27,7 +27,6 @@ from multiway.runtime.measure import MIN_PAIRS, interleave, peak_live_bytes
 from multiway.runtime.measure_machine import commit, machine, versions
 from multiway.runtime.measure_neox import neox_side
 from multiway.runtime.measure_sides import (
-    Measured,
     Side,
     Work,
     floor_side,
@@ -144,9 +143,10 @@ def _step_case(case: Case, quick: bool) -> dict[str, Any]:
         return {"ratio": ratio, "floor_ratio": None, "spread": None, "sides": rows}
     found = measure_sides(sides, pairs=case.pairs, memory=True)
     a_times, b_times = (each.times for each in found)
+    rows = [record(found[0]), record(found[1], found[0])]
     if sides[1].floor is None:  # behind the others: it changes what lies where, and so their times
         floor, beside = measure_sides([floor_side(sides[0]), sides[1]], pairs=MIN_PAIRS)
-        found.append(floor)
+        rows.append(record(floor))
     else:
         floor = beside = found[1]
     return {
@@ -156,12 +156,8 @@ def _step_case(case: Case, quick: bool) -> dict[str, Any]:
         "floor_ratio": floor.times.paired_ratio(beside.times) / case.per,
         "beside_floor": list(beside.times.seconds),  # of `b`, in the floor's rounds
         "spread": max(a_times.spread, b_times.spread),
-        "sides": _records(found),
+        "sides": rows,
     }
-
-
-def _records(found: list[Measured]) -> list[dict[str, Any]]:
-    return [record(each, None if i == 0 else found[0]) for i, each in enumerate(found)]
 
 
 def _sides(case: Case, quick: bool) -> list[Side]:

@@ -41,7 +41,7 @@ def step(runner: Any, **more: Any) -> tuple[Any, dict[str, Any]]:
 def test_a_case_records_the_floor_of_its_first_side_over_its_baseline(
     runner: Any, train: bool, per: float
 ) -> None:
-    case, found = step(runner, train=train, per=per)
+    case, found = step(runner, train=train, per=per, pairs=10)
     first, _, floor = found["sides"]
     names = ["mudd-pythia-test", "pythia-test", "gemm of mudd-pythia-test"]
     assert [side["name"] for side in found["sides"]] == names
