@@ -62,10 +62,10 @@ def test_products_are_torchs(
     wanted = (a.double() @ b.double()).transpose(0, 1)
     assert torch.equal(blas.product(a, b).double(), wanted)
     before = out.double().clone()
-    blas.add_product(out, a, b)
+    blas.add_products([*out], a, b, [False] * rows)
     assert torch.equal(out.double(), before + wanted)
     out.fill_(torch.nan)  # what stands there is not read
-    blas.add_product(out, a, b, new=True)
+    blas.add_products([*out], a, b, [True] * rows)
     assert torch.equal(out.double(), wanted)
 
 
@@ -79,7 +79,7 @@ def test_nothing_to_multiply(shape: tuple[int, ...], new: bool, way: str) -> Non
         torch.ones(rows, count, columns),
     )
     assert torch.equal(blas.product(a, b), torch.zeros_like(out))
-    blas.add_product(out, a, b, new=new)
+    blas.add_products([*out], a, b, [new] * rows)
     assert torch.equal(out, torch.full_like(out, int(not new)))
 
 
@@ -90,7 +90,7 @@ def test_one_matrix_for_all(way: str) -> None:
 
 def test_what_lies_around_a_result_stays(way: str) -> None:
     whole = torch.full((9, 4, 7), 5.0)
-    blas.add_product(whole[2:5, :, 1:6], torch.ones(4, 3, 2), torch.ones(4, 2, 5), new=True)
+    blas.add_products([*whole[2:5, :, 1:6]], torch.ones(4, 3, 2), torch.ones(4, 2, 5), [True] * 3)
     wanted = torch.full_like(whole, 5)
     wanted[2:5, :, 1:6] = 2
     assert torch.equal(whole, wanted)
@@ -107,6 +107,18 @@ def test_mkl_is_asked_where_rows_or_columns_are_in_one_piece(layout: str) -> Non
     # A result has rows: one that is turned would be another product.
     rows = layout in ("one behind the other", "row by row", "part of more")
     assert batch._by_mkl(plain[0], plain[1], out, False) is rows
+
+
+def test_runs_are_what_lies_at_equal_distances() -> None:
+    room = torch.zeros(9, 3, 4)
+    numbers = [0, 1, 2, 4, 6, 5, None, 7, 8]
+    rows = [None if i is None else room[i] for i in numbers]
+    new = [False, False, False, False, False, False, False, False, True]
+    runs = [(first, len(run)) for first, run in batch._runs(rows, new)]
+    assert runs == [(0, 3), (3, 2), (5, 1), (7, 1), (8, 1)]
+    for first, run in batch._runs(rows, new):
+        for row, part in zip(rows[first:], run, strict=False):
+            assert row is not None and row.data_ptr() == part.data_ptr()
 
 
 def test_modes_see_torchs_operators() -> None:

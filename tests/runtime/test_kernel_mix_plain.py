@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from mixing import history_of, leaves, reference
 from torch import Tensor
 
-from multiway.runtime.kernels import blas, native
+from multiway.runtime.kernels import native
+from multiway.runtime.kernels.blas import batch
 from multiway.runtime.kernels.mix import mix, plain
 from multiway.runtime.kernels.mix.plan import Inputs, Plan, Wanted
 
@@ -82,30 +81,17 @@ def test_gradients_are_added_wherever_they_lie(
 
 
 def test_a_mix_adds_to_all_its_sources_in_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    added: list[tuple[int, bool]] = []
-    add_product = blas.add_product
+    made: list[tuple[int, bool]] = []
+    by_mkl = batch._by_mkl
 
-    def spy(out: Tensor, a: Tensor, b: Tensor, *, new: bool = False) -> None:
-        added.append((len(out), new))
-        add_product(out, a, b, new=new)
+    def spy(a: Tensor, b: Tensor, out: Tensor, add: bool) -> bool:
+        made.append((out.shape[1], add))
+        return by_mkl(a, b, out, add)
 
     hiddens = [x * 1 for x in leaves(4, *SHAPE)]
     with native.disabled():
         history = history_of(hiddens)
         pair = [mix(history, leaves(1, *SHAPE[:-1], 1, 4)[0])[0] for _ in range(2)]
-        monkeypatch.setattr(blas, "add_product", spy)
+        monkeypatch.setattr(batch, "_by_mkl", spy)
         sum(pair).sum().backward()  # type: ignore[union-attr]
-    assert added == [(4, True), (4, False)]
-
-
-def test_runs_are_what_lies_at_equal_distances() -> None:
-    room = torch.zeros(9, 3, 4)
-    numbers = [0, 1, 2, 4, 6, 5, None, 7, 8]
-    rows = [None if i is None else room[i] for i in numbers]
-    new = [False, False, False, False, False, False, False, False, True]
-    runs = [(first, len(x), fresh) for first, x, fresh in plain._runs(rows, new)]
-    assert runs == [(0, 3, False), (3, 2, False), (5, 1, False), (7, 1, False), (8, 1, True)]
-    for (first, count, _), (_, x, _) in zip(runs, plain._runs(rows, new), strict=True):
-        for at, row in zip(itertools.count(first), x, strict=False):
-            assert row.data_ptr() == rows[at].data_ptr()  # type: ignore[union-attr]
-        assert len(x) == count
+    assert made == [(4, False), (4, True)]

@@ -14,6 +14,7 @@ with 2048 tokens x 256, 4 streams, 2 cores, ms of 2 / 7 / 13 / 25 sources, cache
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from multiway.runtime.kernels.blas.mkl import gemm_batch, scalars
 from multiway.runtime.kernels.kernel import traced
 from multiway.runtime.kernels.native.calls import addressable
 
+Maybes = Sequence[Tensor | None]
 CACHED_ELEMENTS = 1 << 20  # of products that are made in between: they are to stay in the cache
 _MOST = 2**31 - 1  # a number that MKL can be given
 
@@ -37,15 +39,20 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return out if _by_mkl(a, b, out.transpose(0, 1), False) else torch.bmm(a, b).transpose(0, 1)
 
 
-def add_product(out: Tensor, a: Tensor, b: Tensor, *, new: bool = False) -> None:
-    """out[i, j] += row i of matrix j of the products of a batch; = if it is `new`.
+def add_products(rows: Maybes, a: Tensor, b: Tensor, new: Sequence[bool]) -> None:
+    """rows[i][j] += row i of matrix j of the products of a batch; = where i is `new`.
 
-    out: [m, N, n], a: [N, m, k], b: [N, k, n], of one type; no two elements of `out` in one place,
-    and m small beside N. Autograd does not see what is written.
+    rows: m of [N, n] or None, a: [N, m, k], b: [N, k, n], of one type; m small beside N. No two
+    elements of rows in one place. Autograd does not see what is written.
     """
     with torch.no_grad():
-        if not _by_mkl(a, b, out.transpose(0, 1), not new):
-            _by_torch(out, a, b, new)
+        left = list(rows)
+        for start, run in _runs(rows, new):
+            stop = start + len(run)
+            if _by_mkl(a[:, start:stop], b, run.transpose(0, 1), not new[start]):
+                left[start:stop] = [None] * len(run)
+        if any(row is not None for row in left):
+            _by_torch(left, a, b, new)
 
 
 def _by_mkl(a: Tensor, b: Tensor, out: Tensor, add: bool) -> bool:
@@ -97,10 +104,40 @@ def _places(x: Tensor) -> Tensor:
     return torch.arange(first, first + step * count, step, device="cpu")
 
 
-def _by_torch(out: Tensor, a: Tensor, b: Tensor, new: bool) -> None:
-    step = max(1, CACHED_ELEMENTS // max(1, len(out) * out.shape[2]))
+def _runs(rows: Maybes, new: Sequence[bool]) -> Iterator[tuple[int, Tensor]]:
+    """Rows [N, n] that lie at equal distances in one piece of memory and are all new, or all to be
+    added to, as [m, N, n], and the number of the first.
+    """
+    start = 0
+    while start < len(rows):
+        first, stop = rows[start], start + 1
+        if first is None:
+            start = stop
+            continue
+        step = _distance(first, rows[stop] if stop < len(rows) else None)
+        while (
+            step
+            and stop < len(rows)
+            and new[stop] == new[start]
+            and _distance(rows[stop - 1], rows[stop]) == step
+        ):
+            stop += 1
+        yield start, first.as_strided((stop - start, *first.shape), (step, *first.stride()))
+        start = stop
+
+
+def _distance(x: Tensor | None, y: Tensor | None) -> int:
+    """Elements from x to y, which lies behind it in the same memory; else 0."""
+    if x is None or y is None or x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
+        return 0
+    return max(0, int(y.storage_offset()) - int(x.storage_offset()))
+
+
+def _by_torch(rows: Maybes, a: Tensor, b: Tensor, new: Sequence[bool]) -> None:
+    step = max(1, CACHED_ELEMENTS // max(1, len(rows) * b.shape[2]))
     for start in range(0, len(a), step):
         part = slice(start, start + step)
         made = torch.bmm(a[part], b[part])
-        for row, each in zip(out, made.unbind(1), strict=True):
-            row[part].copy_(each) if new else row[part].add_(each)
+        for row, each, fresh in zip(rows, made.unbind(1), new, strict=True):
+            if row is not None:
+                row[part].copy_(each) if fresh else row[part].add_(each)

@@ -7,7 +7,6 @@ of a sum of products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,18 +140,13 @@ def _source_grads(
 ) -> list[Tensor | None]:
     """The sum of weights times deltas for each source, added to the buffers that there are."""
     tokens, _, width = deltas.shape
-    weights = (
-        inputs.weights if len(ways) == inputs.weights.shape[-2] else inputs.weights[..., ways, :]
-    )
+    whole = len(ways) == inputs.weights.shape[-2]
+    weights = inputs.weights if whole else inputs.weights[..., ways, :]
+    by = weights.transpose(-2, -1)  # [..., L, ways]
+    by = by.expand(tokens, -1, -1) if inputs.shared else by.flatten(0, -3)
     found = _buffers(inputs, wanted)
     rows = [None if x is None else x.view(tokens, width) for x in found]
-    for first, into, new in _runs(rows, [x is None for x in wanted.into]):
-        by = weights[..., first : first + len(into)].transpose(-2, -1)  # [..., n, ways]
-        if inputs.shared:
-            flat = deltas.transpose(0, 1).flatten(1)
-            into.flatten(1).addmm_(by, flat, beta=0 if new else 1)
-        else:
-            blas.add_product(into, by.flatten(0, -3), deltas, new=new)
+    blas.add_products(rows, by, deltas, [x is None for x in wanted.into])
     return found
 
 
@@ -170,33 +164,3 @@ def _buffers(inputs: Inputs, wanted: Wanted) -> list[Tensor | None]:
         next(made) if new else x if want else None
         for new, x, want in zip(missing, wanted.into, wanted.sources, strict=True)
     ]
-
-
-def _runs(rows: Maybes, new: Sequence[bool]) -> Iterator[tuple[int, Tensor, bool]]:
-    """Rows [tokens, D] that lie at equal distances in one piece of memory and are all new, or all
-    to be added to, as [n, tokens, D]: the number of the first, the rows, whether they are new.
-    """
-    start = 0
-    while start < len(rows):
-        first, stop = rows[start], start + 1
-        if first is None:
-            start = stop
-            continue
-        step = _distance(first, rows[stop] if stop < len(rows) else None)
-        while (
-            step
-            and stop < len(rows)
-            and new[stop] == new[start]
-            and _distance(rows[stop - 1], rows[stop]) == step
-        ):
-            stop += 1
-        into = first.as_strided((stop - start, *first.shape), (step, *first.stride()))
-        yield start, into, new[start]
-        start = stop
-
-
-def _distance(x: Tensor | None, y: Tensor | None) -> int:
-    """Elements from x to y, which lies behind it in the same memory; else 0."""
-    if x is None or y is None or x.untyped_storage().data_ptr() != y.untyped_storage().data_ptr():
-        return 0
-    return max(0, int(y.storage_offset()) - int(x.storage_offset()))
