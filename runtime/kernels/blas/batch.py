@@ -25,7 +25,7 @@ from multiway.runtime.kernels.kernel import traced
 from multiway.runtime.kernels.native.calls import addressable
 
 Maybes = Sequence[Tensor | None]
-CACHED_ELEMENTS = 1 << 20  # of products that are made in between: they are to stay in the cache
+CACHED_ELEMENTS = 1 << 21  # of products that are made in between: they are to stay in the cache
 _MOST = 2**31 - 1  # a number that MKL can be given
 
 
