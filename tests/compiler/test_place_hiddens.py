@@ -13,6 +13,7 @@ from test_fusing import member, outputs, pair, sizes_for, stages
 
 import multiway as mw
 from multiway.compiler.costs import node_moved_bytes
+from multiway.compiler.pipeline import Options, run
 from multiway.runtime.kernels import linear_sum, native
 from multiway.runtime.kernels.mix.history import History
 
@@ -81,6 +82,13 @@ def test_sums_of_lists_that_are_there_before_them_are_placed() -> None:
         assert node_moved_bytes(graph, graph.record(path), sizes) == node_moved_bytes(
             before, before.record(path), sizes
         )
+
+
+def test_what_is_put_out_lies_apart() -> None:
+    spec = member("mudd-pythia-test").for_head(None)
+    tapped = run(mw.build(spec, taps=["blocks.2.hidden"]), Options())
+    fired = next(stage.tally.fired for stage in tapped if stage.name == "place_hiddens")
+    assert fired and "blocks.2.hidden" not in fired
 
 
 def test_without_lists_that_are_laid_out_nothing_is_placed() -> None:
