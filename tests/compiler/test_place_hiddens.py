@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from fused import member, outputs, pair, sizes_for, stages
 from strategies import random_inputs
-from test_fusing import member, outputs, pair, sizes_for, stages
 
 import multiway as mw
 from multiway.compiler.costs import node_moved_bytes

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from fused import assert_equal, gradients, heads, outputs, pair, settings, stages
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import random_inputs, specs
-from test_fusing import assert_equal, gradients, heads, outputs, pair, settings, stages
 from test_properties import some_sizes
 
 import multiway as mw

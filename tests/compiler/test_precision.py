@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
+from fused import heads, outputs, settings, sizes_for
 from hypothesis import given
 from members import members
 from strategies import random_inputs, specs
-from test_fusing import heads, outputs, settings, sizes_for
 from test_properties import some_sizes
 from torch import Tensor
 

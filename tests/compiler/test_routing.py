@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from fused import assert_equal
 from strategies import random_inputs, randomise
-from test_fusing import assert_equal
 from torch import Tensor, fx
 from torch.nn import functional as F
 

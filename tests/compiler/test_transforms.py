@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
+from fused import pair, sizes_for
 from members import members
 from strategies import random_inputs
-from test_fusing import pair, sizes_for
 from test_ops import OPS, floats, replaced, values_of
 from torch import Tensor
 from torch.autograd import forward_ad

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from fused import assert_equal
 from strategies import random_inputs, randomise
-from test_fusing import assert_equal
 from test_properties import check_decoding, check_second, some_sizes
 from wiring_specs import ORDERS, decoder, pair
 

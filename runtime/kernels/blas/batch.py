@@ -24,7 +24,6 @@ from multiway.runtime.kernels.blas.mkl import gemm_batch, scalars
 from multiway.runtime.kernels.kernel import traced
 from multiway.runtime.kernels.native.calls import addressable
 
-Maybes = Sequence[Tensor | None]
 CACHED_ELEMENTS = 1 << 21  # of products that are made in between: they are to stay in the cache
 _MOST = 2**31 - 1  # a number that MKL can be given
 
@@ -39,7 +38,7 @@ def product(a: Tensor, b: Tensor) -> Tensor:
         return out if _by_mkl(a, b, out.transpose(0, 1), False) else torch.bmm(a, b).transpose(0, 1)
 
 
-def add_products(rows: Maybes, a: Tensor, b: Tensor, new: Sequence[bool]) -> None:
+def add_products(rows: Sequence[Tensor | None], a: Tensor, b: Tensor, new: Sequence[bool]) -> None:
     """rows[i][j] += row i of matrix j of the products of a batch; = where i is `new`.
 
     rows: m of [N, n] or None, a: [N, m, k], b: [N, k, n], of one type; m small beside N. No two
@@ -104,7 +103,7 @@ def _places(x: Tensor) -> Tensor:
     return torch.arange(first, first + step * count, step, device="cpu")
 
 
-def _runs(rows: Maybes, new: Sequence[bool]) -> Iterator[tuple[int, Tensor]]:
+def _runs(rows: Sequence[Tensor | None], new: Sequence[bool]) -> Iterator[tuple[int, Tensor]]:
     """Rows [N, n] that lie at equal distances in one piece of memory and are all new, or all to be
     added to, as [m, N, n], and the number of the first.
     """
@@ -133,7 +132,7 @@ def _distance(x: Tensor | None, y: Tensor | None) -> int:
     return max(0, int(y.storage_offset()) - int(x.storage_offset()))
 
 
-def _by_torch(rows: Maybes, a: Tensor, b: Tensor, new: Sequence[bool]) -> None:
+def _by_torch(rows: Sequence[Tensor | None], a: Tensor, b: Tensor, new: Sequence[bool]) -> None:
     step = max(1, CACHED_ELEMENTS // max(1, len(rows) * b.shape[2]))
     for start in range(0, len(a), step):
         part = slice(start, start + step)
