@@ -138,7 +138,8 @@ class _Lockstep:
         self.met[ref.step] = value.path
         step, record = self.small.steps[ref.step], self.graph.record(value.path)
         self._require(value.path in self.match.nodes, f"{value.path} is not of the match")
-        same = step.op == record.op and dict(step.attrs) == dict(record.attrs)
+        full = step.op == record.op and registry()[record.op].full_attrs(record.attrs)
+        same = full == dict(step.attrs)
         self._require(same, f"{value.path} is no {step.op} with {dict(step.attrs)}")
         reads: dict[str, Value | str] = {**self.graph.sources(value.path), **record.params}
         self._require(reads.keys() == step.arguments.keys(), f"{value.path} reads {set(reads)}")

@@ -209,13 +209,6 @@ PIPELINE: tuple[Pass, ...] = (
         numerics="rounding",
         run=fusing("fuse_residual"),
     ),
-    # Lists are laid out with the mixes that read them; sums are there now.
-    Pass(
-        name="place_hiddens",
-        does="writes hiddens where the list of them lies, in programs without gradients",
-        numerics="exact",
-        run=plain(place_hiddens),
-    ),
     Pass(
         name="fuse_loss",
         does="vocabulary product and cross entropy in chunks: large logits are never whole",
@@ -231,6 +224,14 @@ PIPELINE: tuple[Pass, ...] = (
             graph, tally, options.memory_budget, options.sizes
         ),
         only="train",
+    ),
+    # Lists are laid out with the mixes that read them; sums are there now. Behind the plan, whose
+    # own fusion takes mixes without offsets.
+    Pass(
+        name="place_hiddens",
+        does="makes hiddens where the list of them lies, in programs without gradients",
+        numerics="rounding",
+        run=plain(place_hiddens),
     ),
     # Behind the plan, which takes linears for its own fusion. It keeps as many bytes or fewer.
     Pass(

@@ -2,11 +2,16 @@
 
 Without it a program without gradients takes memory for each hidden among what it takes for others
 and gives back: the hiddens stay, so the others lie somewhere else in every block and are as cold.
+
+A mix that reads that very list may write the stream that the sum begins with there, too, biases
+included: then nothing is left of the sum but its products.
 """
 
 from __future__ import annotations
 
-from multiway.compiler.fusion import Rewriter, Tally
+from dataclasses import replace
+
+from multiway.compiler.fusion import Rewriter, Tally, params_list
 from multiway.compiler.graph import OUTPUT, LayerGraph, Record, Value
 
 
@@ -26,14 +31,20 @@ def place_hiddens(graph: LayerGraph, tally: Tally) -> LayerGraph:
             rooms.setdefault(maker.path, room)
     if not rooms:
         return graph
+    changed: dict[str, Record] = {}
+    for path, room in rooms.items():
+        total = graph.record(path)
+        if (mix := _begins(graph, total, room)) is not None:
+            changed |= {each.path: each for each in _moved(mix, total)}
     rewriter = Rewriter(graph)
     for record in graph:
-        if record.path in rooms:
-            arguments = {**graph.arguments(record.path), "room": rooms[record.path]}
-            rewriter.add(record, arguments, "place_hiddens")
+        if record.path in rooms or record.path in changed:
+            given = {"room": rooms[record.path]} if record.path in rooms else {}
+            arguments = {**graph.arguments(record.path), **given}
+            rewriter.add(changed.get(record.path, record), arguments, "place_hiddens")
         else:
             rewriter.keep(record)
-    tally.fired += list(rooms)
+    tally.fired += [*rooms, *(path for path in changed if path not in rooms)]
     return rewriter.finish()
 
 
@@ -41,3 +52,27 @@ def _may_lie_there(graph: LayerGraph, maker: Record) -> bool:
     if maker.op != "linear_sum" or "room" in graph.sources(maker.path):
         return False
     return all(graph.record(to).op != OUTPUT for to, _ in graph.readers(Value(maker.path)))
+
+
+def _begins(graph: LayerGraph, total: Record, room: Value) -> Record | None:
+    """The mix that makes the residual of a sum, as its last way, of the list that the sum is
+    appended to, if nobody else reads that way.
+    """
+    residual = graph.sources(total.path)["residual"]
+    mix = graph.record(residual.path)
+    if mix.op != "fused_mix" or graph.sources(mix.path)["history"] != room:
+        return None
+    last = bool(mix.attrs["raw"]) and residual.port == len(mix.outputs) - 1
+    alone = graph.readers(residual) == [(total.path, "residual")]
+    return mix if last and alone and "biases" not in graph.arguments(total.path) else None
+
+
+def _moved(mix: Record, total: Record) -> tuple[Record, Record]:
+    """Both, with the biases of the sum as offsets of the mix."""
+    biases = {name: path for name, path in total.params.items() if name.startswith("biases.")}
+    left = {name: path for name, path in total.params.items() if name not in biases}
+    offsets = params_list("offsets", list(biases.values()))
+    return (
+        replace(mix, attrs={**mix.attrs, "placed": True}, params={**mix.params, **offsets}),
+        replace(total, params=left),
+    )

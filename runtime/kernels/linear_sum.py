@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from multiway.runtime.kernels import prepacked
-from multiway.runtime.kernels.kernel import Kernel, autocasts, traced
+from multiway.runtime.kernels.kernel import Kernel, autocasts, sums_of_rows, traced
 from multiway.runtime.kernels.mix.history import History
 
 # Numbers in the sum: of fewer, a linear without a bias and an addition take 0.98 to 0.99 of a step,
@@ -34,17 +34,22 @@ def linear_sum(
     """residual + sum of linear(x_i, weight_i, bias_i).
 
     residual: [*, F]; xs: [*, D_i]; weights: [F, D_i]; biases: [F] each, or none -> [*, F].
-    room: the history that it will be appended to. Without gradients a large sum is written there.
+    room: the history that it will be appended to. Without gradients a large sum is written there,
+    and added to the residual where it stands, if a mix began the next entry with it.
     A second backward pass through it raises RuntimeError, unless the sum is small.
     """
+    # With gradients, what backward or a second run of a checkpoint reads stays as it is.
+    learns = torch.is_grad_enabled()
+    history = room if isinstance(room, History) and not learns and not traced() else None
+    if history is not None and history.goes_on(residual):
+        return _added_to(residual, xs, weights, biases)
     if _served(xs, weights):
         if (found := _by_copies(residual, xs, weights, biases)) is not None:
             return found
         if residual.dtype.itemsize < 4:
             return _one_by_one(residual, xs, weights, biases)
-    if not torch.is_grad_enabled():  # a function of our own would cost more than it saves
-        large = residual.numel() >= FEWEST and not traced()
-        out = room.room(residual) if large and isinstance(room, History) else None
+    if not learns:  # a function of our own would cost more than it saves
+        out = None if history is None else history.room(residual)
         return _summed(residual, xs, weights, biases, out)
     if len(xs) == 1 and not biases and residual.numel() < FEWEST:
         return _one_by_one(residual, xs, weights, biases)
@@ -80,6 +85,21 @@ def _linears(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
     given: Sequence[Tensor | None] = biases or [None] * len(xs)
     return zip(xs, weights, given, strict=True)
+
+
+def _added_to(
+    y: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """The sum in the place of the residual y, product by product."""
+    rows = y.view(-1, y.shape[-1])
+    for bias in biases:
+        y.add_(bias)
+    for x, weight in zip(xs, weights, strict=True):
+        if (found := prepacked.linears(x, (weight,), ())) is not None:
+            y.add_(found[0])
+        else:
+            rows.addmm_(x.reshape(-1, x.shape[-1]), weight.t())
+    return y
 
 
 def _summed(
@@ -125,11 +145,7 @@ class _LinearSum(torch.autograd.Function):
                 grads[i] = (rows @ weight).view(x.shape)
             if needs[count + i]:
                 grads[count + i] = rows.t() @ x.reshape(-1, x.shape[-1])
-        if any(needs[2 * count :]):
-            total = rows.sum(0)
-            for i in range(2 * count, len(needs)):
-                # Optimizers and clipping change gradients in place, so each parameter has its own.
-                grads[i] = (total if i == 2 * count else total.clone()) if needs[i] else None
+        grads[2 * count :] = sums_of_rows(rows, needs[2 * count :])
         return grad, None, *grads
 
 

@@ -12,9 +12,11 @@ from fused import member, outputs, pair, sizes_for, stages
 from strategies import random_inputs
 
 import multiway as mw
-from multiway.compiler.costs import node_moved_bytes
+from multiway.compiler.costs import moved_bytes
+from multiway.compiler.graph import LayerGraph, Record
 from multiway.compiler.pipeline import Options, run
-from multiway.runtime.kernels import linear_sum, native
+from multiway.runtime.kernels import native
+from multiway.runtime.kernels.mix import history
 from multiway.runtime.kernels.mix.history import History
 
 WIRINGS = ("denseformer", "dar", "attnres", "mhar")
@@ -32,7 +34,7 @@ def placed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         asked.append(found is not None)
         return found
 
-    monkeypatch.setattr(linear_sum, "FEWEST", 0)
+    monkeypatch.setattr(history, "FEWEST", 0)
     monkeypatch.setattr(History, "room", spy)
     with native.disabled() if request.param == "plain" else contextlib.nullcontext():
         yield asked
@@ -73,15 +75,65 @@ def test_sums_of_lists_that_are_there_before_them_are_placed() -> None:
         if r.op == "append" and "history" in graph.sources(r.path)
     }
     # The list that the first block's sum is appended to is made of what the block reads.
-    assert set(fired) <= set(appended) and len(fired) >= len(appended) - 1
-    for path in fired:
-        assert graph.sources(path)["room"] == appended[path]
-        before = found["fuse_residual"].graph
-        sizes = sizes_for(graph)
-        # A place is not read.
-        assert node_moved_bytes(graph, graph.record(path), sizes) == node_moved_bytes(
-            before, before.record(path), sizes
-        )
+    sums = [path for path in fired if path in appended]
+    assert sums == [f"blocks.{i}.hidden" for i in (1, 2, 3)]
+    assert all(graph.sources(path)["room"] == appended[path] for path in sums)
+    before, sizes = found["fuse_residual"].graph, sizes_for(graph)
+    # A place is not read; biases are, by whoever adds them.
+    assert moved_bytes(graph, sizes) == moved_bytes(before, sizes)
+
+
+def mixes_of(graph: LayerGraph) -> dict[str, Record]:
+    """The mixes by the sums that begin with their last way."""
+    sums = [record for record in graph if record.op == "linear_sum"]
+    makers = {r.path: graph.record(graph.sources(r.path)["residual"].path) for r in sums}
+    return {path: record for path, record in makers.items() if record.op == "fused_mix"}
+
+
+@pytest.mark.parametrize("mode", ["train", "inference"])
+def test_mixes_begin_the_sums_of_the_lists_they_read(mode: str) -> None:
+    found = stages("mudd-pythia-test", "forward", mode=mode)
+    before = found["fuse_residual"].graph
+    graph, fired = found["place_hiddens"].graph, found["place_hiddens"].tally.fired
+    mixes = mixes_of(graph)
+    assert len(mixes) == 3
+    for path, mix in mixes.items():
+        biases = [v for k, v in before.record(path).params.items() if k.startswith("biases")]
+        assert len(biases) == 2 and mix.path in fired
+        assert [mix.params["offsets.0"], mix.params["offsets.1"]] == biases
+        assert mix.attrs["placed"] and "biases.0" not in graph.record(path).params
+    assert mixes_of(before).keys() == mixes.keys()
+    assert not any(mix.attrs.get("placed") for mix in mixes_of(before).values())
+
+
+def test_a_stream_with_another_reader_is_not_made_a_hidden(placed: list[bool]) -> None:
+    spec, taps = member("mudd-pythia-test").for_head(None), ["blocks.2.mix.sum:3"]
+    graph = run(mw.build(spec, taps=taps), Options())[-1].graph
+    assert {path for path, mix in mixes_of(graph).items() if mix.attrs.get("placed")} == {
+        "blocks.1.hidden",
+        "blocks.3.hidden",
+    }
+    reference, fused = pair(spec, taps=taps)
+    given = random_inputs(graph, sizes_for(graph))
+    with torch.no_grad():
+        found = [outputs(model, "forward", given) for model in (fused, reference)]
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_every_sum_that_was_begun_is_added_up_in_place(
+    placed: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = member("mudd-pythia-test").for_head(None)
+    _, fused = pair(spec)
+    graph, went_on = mw.build(spec), []
+    goes_on = History.goes_on
+    monkeypatch.setattr(
+        History, "goes_on", lambda *given: went_on.append(goes_on(*given)) or went_on[-1]
+    )
+    with torch.no_grad():
+        outputs(fused, "forward", random_inputs(graph, sizes_for(graph)))
+    assert went_on == [True] * 3
 
 
 def test_what_is_put_out_lies_apart() -> None:

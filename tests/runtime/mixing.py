@@ -20,6 +20,7 @@ def reference(
     weights: Tensor,
     gains: Sequence[Tensor] = (),
     biases: Sequence[Tensor] = (),
+    offsets: Sequence[Tensor] = (),
     *,
     norm: str,
     eps: float,
@@ -42,7 +43,10 @@ def reference(
         y = normalised(stream(c))
         y = y * gains[i] if gains else y
         made.append(y + biases[i] if biases else y)
-    return (*made, *(stream(c) for c in raw))
+    made += [stream(c) for c in raw]
+    for offset in offsets:
+        made[-1] = made[-1] + offset
+    return tuple(made)
 
 
 @dataclass(kw_only=True)
@@ -53,15 +57,17 @@ class Case:
     weights: Tensor
     gains: list[Tensor] = field(default_factory=list)
     biases: list[Tensor] = field(default_factory=list)
+    offsets: list[Tensor] = field(default_factory=list)
     plan: dict[str, Any]
 
     @property
     def leaves(self) -> list[Tensor]:
-        return [*self.history, self.weights, *self.gains, *self.biases]
+        return [*self.history, self.weights, *self.gains, *self.biases, *self.offsets]
 
     def run(self, function: Callable[..., Any], history: Any = None) -> tuple[Tensor, ...]:
         history = self.history if history is None else history
-        return function(history, self.weights, self.gains, self.biases, **self.plan)
+        vectors = self.gains, self.biases, self.offsets
+        return function(history, self.weights, *vectors, **self.plan)
 
     def to(self, dtype: torch.dtype) -> Case:
         return Case(
@@ -69,6 +75,7 @@ class Case:
             weights=cast([self.weights], dtype)[0],
             gains=cast(self.gains, dtype),
             biases=cast(self.biases, dtype),
+            offsets=cast(self.offsets, dtype),
             plan=self.plan,
         )
 
@@ -90,6 +97,7 @@ def draw(seed: int) -> Case:
         weights=torch.randn(*(() if shared else shape[:2]), ways, sources).requires_grad_(),
         gains=vectors[0],
         biases=vectors[1],
+        offsets=leaves(r.randint(0, 2), width) if raw else [],
         plan={"norm": norm, "eps": 1e-5, "normed": normed, "raw": raw},
     )
 
@@ -173,4 +181,4 @@ def arguments(seed: int, norm: str = "rms_norm") -> tuple[Any, ...]:
     normed, raw = ([0, 2, 0], [1, 2]) if norm else ([], [1, 0])
     vectors = [leaves(len(normed), 5) if seed % 3 != k else [] for k in (1, 2)]
     weights = torch.randn(*shared, 3, 4).requires_grad_()
-    return leaves(4, 2, 3, 5), weights, *vectors, norm, 1e-5, normed, raw
+    return leaves(4, 2, 3, 5), weights, *vectors, leaves(seed, 5), norm, 1e-5, normed, raw

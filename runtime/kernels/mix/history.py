@@ -20,8 +20,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from multiway.runtime.kernels.kernel import sums_of_rows
 from multiway.runtime.kernels.mix import compiled, op
 from multiway.runtime.kernels.mix.plan import Inputs, Plan, Wanted
+
+FEWEST = 1 << 19  # numbers in a hidden: where the next one lies is asked for no smaller ones
 
 # Private, so looked for: without it nothing is tracked, and gradients are added by autograd.
 _backward_id = getattr(torch._C, "_current_graph_task_id", None)
@@ -112,15 +115,17 @@ class Source:
 class Buffer:
     """Room for a history in one piece [capacity, ..., D], filled from the front when asked for.
 
-    held: the sources that lie there. given: entries that were handed out to be written to.
+    held: the sources that lie there. given: entries that were handed out to be written to. begun:
+    those of them with a stream that a sum may still add to.
     """
 
-    __slots__ = ("capacity", "data", "given", "held")
+    __slots__ = ("begun", "capacity", "data", "given", "held")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.held: list[Source] = []
         self.given: set[int] = set()
+        self.begun: set[int] = set()
         self.data: Tensor | None = None
 
     def of(self, sources: Sequence[Source]) -> Tensor | None:
@@ -179,7 +184,28 @@ class History(list[Tensor]):
 
     def room(self, like: Tensor) -> Tensor | None:
         """A tensor of this shape and type where the next entry is to lie, if that may be."""
-        return None if self.buffer is None else self.buffer.entry(len(self.sources), like)
+        if self.buffer is None or like.numel() < FEWEST:
+            return None
+        return self.buffer.entry(len(self.sources), like)
+
+    def begin(self, like: Tensor) -> Tensor | None:
+        """`room` for a stream that nobody reads but a sum, which becomes the next entry."""
+        found = self.room(like)
+        if found is not None and self.buffer is not None:
+            self.buffer.begun.add(len(self.sources))
+        return found
+
+    def goes_on(self, x: Tensor) -> bool:
+        """Whether x is what was written to the place of `begin`, so that the next entry may be made
+        of it where it stands. True once.
+        """
+        buffer, index = self.buffer, len(self.sources)
+        if buffer is None or index not in buffer.begun or buffer.data is None:
+            return False
+        if buffer.data[index].data_ptr() != x.data_ptr():
+            return False
+        buffer.begun.remove(index)
+        return True
 
     def stacked(self) -> Tensor | None:
         """[L, ..., D], where there is to be a buffer. Entries are copied there the first time."""
@@ -216,16 +242,16 @@ class Mix(torch.autograd.Function):
         ctx: Any,
         plan: Plan,
         slots: Sequence[Slot | None],
-        counts: tuple[int, int],
+        counts: tuple[int, int, int],
         stacked: Tensor | None,
         weights: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        gains, biases = counts
         ctx.plan, ctx.slots, ctx.counts, ctx.stacked = plan, slots, counts, stacked is not None
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(weights, *tensors, *([stacked] if stacked is not None else []))
-        return tuple(op.forward(_inputs(weights, tensors, gains, biases), plan, stacked))
+        kept = tensors[: len(tensors) - counts[-1]]  # backward does not read offsets
+        ctx.save_for_backward(weights, *kept, *([stacked] if stacked is not None else []))
+        return tuple(op.forward(_inputs(weights, tensors, *counts), plan, stacked))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -236,7 +262,8 @@ class Mix(torch.autograd.Function):
             )
         weights, *tensors = ctx.saved_tensors
         stacked = tensors.pop() if ctx.stacked else None
-        inputs = _inputs(weights, tensors, *ctx.counts)
+        gains, biases, offsets = ctx.counts
+        inputs = _inputs(weights, tensors, gains, biases, 0)
         needs = ctx.needs_input_grad[4:]
         slots: Sequence[Slot | None] = ctx.slots
         into = [None if slot is None else slot.get() for slot in slots]
@@ -247,17 +274,23 @@ class Mix(torch.autograd.Function):
             if slot is not None:
                 slot.set(grad)
             back.append(grad if slot is None else None)
-        return None, None, None, None, found.weights, *back, *found.gains, *found.biases
+        summed = sums_of_rows(grads[-1], needs[len(needs) - offsets :])
+        return None, None, None, None, found.weights, *back, *found.gains, *found.biases, *summed
 
 
-def _inputs(weights: Tensor, tensors: Sequence[Tensor], gains: int, biases: int) -> Inputs:
-    """The inputs from history, gains and biases behind each other."""
-    sources = len(tensors) - gains - biases
+def _inputs(
+    weights: Tensor, tensors: Sequence[Tensor], gains: int, biases: int, offsets: int
+) -> Inputs:
+    """The inputs from history, gains, biases and offsets behind each other."""
+    third = len(tensors) - offsets
+    second = third - biases
+    first = second - gains
     return Inputs(
-        history=tensors[:sources],
+        history=tensors[:first],
         weights=weights,
-        gains=tensors[sources : sources + gains],
-        biases=tensors[sources + gains :],
+        gains=tensors[first:second],
+        biases=tensors[second:third],
+        offsets=tensors[third:],
     )
 
 
@@ -282,7 +315,7 @@ def mix(history: History, inputs: Inputs, plan: Plan) -> tuple[Tensor, ...]:
         return tuple(op.forward(inputs, plan, stacked))
     slots = [source.slot for source in history.sources]
     reads = [source.node for source in history.sources]
-    counts = len(inputs.gains), len(inputs.biases)
-    vectors = (*inputs.gains, *inputs.biases)
+    counts = len(inputs.gains), len(inputs.biases), len(inputs.offsets)
+    vectors = (*inputs.gains, *inputs.biases, *inputs.offsets)
     run: Callable[..., tuple[Tensor, ...]] = Mix.apply
     return run(plan, slots, counts, stacked, inputs.weights, *reads, *vectors)
