@@ -13,8 +13,12 @@ from strategies import random_inputs
 
 import multiway as mw
 from multiway.compiler.costs import moved_bytes
-from multiway.compiler.graph import LayerGraph, Record
+from multiway.compiler.fusion import Tally
+from multiway.compiler.graph import LayerGraph, Param, Record
+from multiway.compiler.init import ZEROS
+from multiway.compiler.passes.place_hiddens import place_hiddens
 from multiway.compiler.pipeline import Options, run
+from multiway.compiler.types import Tensor
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix import history
 from multiway.runtime.kernels.mix.history import History
@@ -119,6 +123,36 @@ def test_a_stream_with_another_reader_is_not_made_a_hidden(placed: list[bool]) -
         found = [outputs(model, "forward", given) for model in (fused, reference)]
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("same_list", [True, False])
+def test_a_mix_of_another_list_begins_no_sum(same_list: bool) -> None:
+    graph = LayerGraph(name="forward", params={})
+    for name, size in (("weight", (4, 4)), ("bias", (4,))):
+        graph.params[name] = Param(path=name, shape=size, init=ZEROS)
+    (x,) = graph.add(Record(path="inputs.x", op="input", outputs=(Tensor((1, 3, 4)),)), {})
+    (w,) = graph.add(Record(path="inputs.w", op="input", outputs=(Tensor((1, 3, 1, 1)),)), {})
+    (first,) = graph.add(Record(path="history.0", op="append", attrs={"capacity": 3}), {"x": x})
+    (second,) = graph.add(
+        Record(path="history.1", op="append", attrs={"capacity": 3}), {"history": first, "x": x}
+    )
+    mix = {"norm": "", "eps": 0.0, "normed": [], "raw": [0]}
+    (stream,) = graph.add(
+        Record(path="mix", op="fused_mix", attrs=mix), {"history": first, "weights": w}
+    )
+    params = {"weights.0": "weight", "biases.0": "bias"}
+    (y,) = graph.add(
+        Record(path="hidden", op="linear_sum", params=params), {"residual": stream, "xs": [x]}
+    )
+    room = first if same_list else second
+    (last,) = graph.add(
+        Record(path="history.2", op="append", attrs={"capacity": 3}), {"history": room, "x": y}
+    )
+    graph.add(Record(path="outputs", op="output"), {"y": last})
+    found = place_hiddens(graph, Tally())
+    assert found.sources("hidden")["room"] == room
+    assert found.record("mix").attrs.get("placed", False) == same_list
+    assert ("biases.0" in found.record("hidden").params) != same_list
 
 
 def test_every_sum_that_was_begun_is_added_up_in_place(

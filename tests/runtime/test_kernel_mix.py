@@ -60,6 +60,20 @@ def test_outputs_share_no_memory(path: str) -> None:
         same(outputs[1:], before[1:])
 
 
+@pytest.mark.parametrize("form", ["list", "history"])
+def test_gradients_of_offsets_share_no_memory(path: str, form: str) -> None:
+    (weights,), hiddens, offsets = leaves(1, 1, 2), leaves(2, 1, 3, 4), leaves(3, 4)
+    offsets[1].requires_grad_(False)
+    history = history_of(hiddens) if form == "history" else hiddens
+    plan: dict[str, Any] = {"norm": "", "eps": 0.0, "normed": [], "raw": [0]}
+    (y,) = fused_mix(history, weights, offsets=offsets, **plan)
+    y.sum().backward()
+    first, none, second = (x.grad for x in offsets)
+    assert first is not None and second is not None and none is None
+    first.zero_()  # as an optimizer or clipping may
+    same([second], [torch.full((4,), 3.0)])
+
+
 def test_infinities_and_nan_pass(path: str) -> None:
     history = [torch.ones(1, 3, 20), torch.ones(1, 3, 20)]
     history[0][0, 0, 3], history[1][0, 1, 19] = torch.inf, torch.nan

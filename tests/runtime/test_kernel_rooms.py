@@ -102,8 +102,9 @@ def begun(history: History | list[Tensor], placed: bool = True) -> tuple[Tensor,
 
 def added(residual: Tensor, history: History | None) -> Tensor:
     torch.manual_seed(3)
-    xs, weights = torch.randn(2, *SHAPE), torch.randn(2, 4, 4)
-    return linear_sum(residual, [*xs.to(residual)], [*weights.to(residual)], room=history)
+    xs, weights, bias = torch.randn(2, *SHAPE), torch.randn(2, 4, 4), torch.randn(2, 4)
+    given = [[*each.to(residual)] for each in (xs, weights, bias)]
+    return linear_sum(residual, *given, room=history)
 
 
 @pytest.mark.parametrize("copies", [False, True])
