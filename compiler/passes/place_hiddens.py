@@ -16,9 +16,34 @@ from multiway.compiler.graph import OUTPUT, LayerGraph, Record, Value
 
 
 def place_hiddens(graph: LayerGraph, tally: Tally) -> LayerGraph:
-    """The graph with the list as `room` of each sum that is appended to it, where it is known how
-    long the list gets and the list is there before the sum. What a program puts out stays apart:
-    it would keep the memory of the whole list.
+    """The graph with the list as `room` of each sum that may lie there; where a mix begins it, with
+    the biases of the sum as `offsets` of the mix.
+    """
+    rooms = _rooms(graph)
+    if not rooms:
+        return graph
+    changed: dict[str, Record] = {}
+    for path, room in rooms.items():
+        total = graph.record(path)
+        mix = _begins(graph, total, room)
+        both = (total,) if mix is None else _moved(mix, total)
+        changed |= {record.path: record for record in both}
+    rewriter = Rewriter(graph)
+    for record in graph:
+        if record.path in changed:
+            given = {"room": rooms[record.path]} if record.path in rooms else {}
+            arguments = {**graph.arguments(record.path), **given}
+            rewriter.add(changed[record.path], arguments, "place_hiddens")
+        else:
+            rewriter.keep(record)
+    tally.fired += changed
+    return rewriter.finish()
+
+
+def _rooms(graph: LayerGraph) -> dict[str, Value]:
+    """The list of each sum that is appended to one, where it is known how long the list gets and
+    the list is there before the sum. What a program puts out stays apart: it would keep the memory
+    of the whole list.
     """
     rooms: dict[str, Value] = {}
     order = {record.path: i for i, record in enumerate(graph)}
@@ -29,23 +54,7 @@ def place_hiddens(graph: LayerGraph, tally: Tally) -> LayerGraph:
         room, maker = reads["history"], graph.record(reads["x"].path)
         if _may_lie_there(graph, maker) and order[room.path] < order[maker.path]:
             rooms.setdefault(maker.path, room)
-    if not rooms:
-        return graph
-    changed: dict[str, Record] = {}
-    for path, room in rooms.items():
-        total = graph.record(path)
-        if (mix := _begins(graph, total, room)) is not None:
-            changed |= {each.path: each for each in _moved(mix, total)}
-    rewriter = Rewriter(graph)
-    for record in graph:
-        if record.path in rooms or record.path in changed:
-            given = {"room": rooms[record.path]} if record.path in rooms else {}
-            arguments = {**graph.arguments(record.path), **given}
-            rewriter.add(changed.get(record.path, record), arguments, "place_hiddens")
-        else:
-            rewriter.keep(record)
-    tally.fired += [*rooms, *(path for path in changed if path not in rooms)]
-    return rewriter.finish()
+    return rooms
 
 
 def _may_lie_there(graph: LayerGraph, maker: Record) -> bool:

@@ -20,7 +20,8 @@ from multiway.compiler.passes.place_hiddens import place_hiddens
 from multiway.compiler.pipeline import Options, run
 from multiway.compiler.types import Tensor
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.mix import history
+from multiway.runtime.kernels.mix import buffer
+from multiway.runtime.kernels.mix.buffer import Buffer
 from multiway.runtime.kernels.mix.history import History
 
 WIRINGS = ("denseformer", "dar", "attnres", "mhar")
@@ -29,17 +30,17 @@ SPECS = ("mudd-pythia-test", "muddformer-test", *(f"pythia-test+{name}" for name
 
 @pytest.fixture(params=["c", "plain"])
 def placed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """Whether each sum that asked got a place. Small ones ask, too."""
+    """Whether each sum or stream that asked got a place. Small ones ask, too."""
     asked: list[bool] = []
-    room = History.room
+    entry = Buffer.entry
 
-    def spy(self: History, like: torch.Tensor) -> torch.Tensor | None:
-        found = room(self, like)
+    def spy(self: Buffer, index: int, like: torch.Tensor) -> torch.Tensor | None:
+        found = entry(self, index, like)
         asked.append(found is not None)
         return found
 
-    monkeypatch.setattr(history, "FEWEST", 0)
-    monkeypatch.setattr(History, "room", spy)
+    monkeypatch.setattr(buffer, "FEWEST", 0)
+    monkeypatch.setattr(Buffer, "entry", spy)
     with native.disabled() if request.param == "plain" else contextlib.nullcontext():
         yield asked
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from multiway.runtime.kernels import prepacked
 from multiway.runtime.kernels.linear_sum import linear_sum
 from multiway.runtime.kernels.mix import append, fused_mix, mix
-from multiway.runtime.kernels.mix import history as module
+from multiway.runtime.kernels.mix import buffer as module
 from multiway.runtime.kernels.mix.history import History
 
 pytestmark = pytest.mark.usefixtures("in_double")

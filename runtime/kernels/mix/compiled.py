@@ -19,16 +19,8 @@ from multiway.runtime.kernels.native.calls import (
 
 SKIP, WRITE, ADD = range(3)
 
-_POINTERS = (
-    "history",
-    "history_strides",
-    "weights",
-    "outputs",
-    "gains",
-    "biases",
-    "offsets",
-    "rows",
-)
+_VECTORS = ("gains", "biases", "offsets")
+_POINTERS = ("history", "history_strides", "weights", "outputs", *_VECTORS, "rows")
 _BACKWARD = ("grads", "grad_strides", "pushes", "modes", "dweights", "totals", "sums")
 
 

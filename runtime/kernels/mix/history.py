@@ -22,9 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels.kernel import sums_of_rows
 from multiway.runtime.kernels.mix import compiled, op
+from multiway.runtime.kernels.mix.buffer import Buffer
 from multiway.runtime.kernels.mix.plan import Inputs, Plan, Wanted
-
-FEWEST = 1 << 19  # numbers in a hidden: where the next one lies is asked for no smaller ones
 
 # Private, so looked for: without it nothing is tracked, and gradients are added by autograd.
 _backward_id = getattr(torch._C, "_current_graph_task_id", None)
@@ -112,57 +111,6 @@ class Source:
             self.node = run(x, self.slot)
 
 
-class Buffer:
-    """Room for a history in one piece [capacity, ..., D], filled from the front when asked for.
-
-    held: the sources that lie there. given: entries that were handed out to be written to. begun:
-    those of them with a stream that a sum may still add to.
-    """
-
-    __slots__ = ("begun", "capacity", "data", "given", "held")
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.held: list[Source] = []
-        self.given: set[int] = set()
-        self.begun: set[int] = set()
-        self.data: Tensor | None = None
-
-    def of(self, sources: Sequence[Source]) -> Tensor | None:
-        """The sources as [L, ..., D]; None where another branch has gone on here, or it is full."""
-        same = all(held is source for held, source in zip(self.held, sources, strict=False))
-        if not same or len(sources) > self.capacity:
-            return None
-        data = self._data(sources[0].x)
-        for source in sources[len(self.held) :]:
-            # Through .data: autograd must not take this for a change of what earlier mixes saved.
-            entry = data.data[len(self.held)]
-            if entry.data_ptr() != source.x.data_ptr():
-                if len(self.held) in self.given:
-                    return None
-                entry.copy_(source.x.detach())
-            self.held.append(source)
-        return data[: len(sources)]
-
-    def entry(self, index: int, like: Tensor) -> Tensor | None:
-        """The entry of this number, to be written to by whoever asks first; None if it is taken,
-        or not of the shape and type of `like`.
-        """
-        if index >= self.capacity or index < len(self.held) or index in self.given:
-            return None
-        data = self._data(like)
-        if data.shape[1:] != like.shape or data.dtype != like.dtype or data.device != like.device:
-            return None
-        self.given.add(index)
-        return data[index].data  # whose changes are counted apart from those of other entries
-
-    def _data(self, like: Tensor) -> Tensor:
-        if self.data is None:
-            size = (self.capacity, *like.shape)
-            self.data = torch.empty(size, dtype=like.dtype, device=like.device)
-        return self.data
-
-
 class History(list[Tensor]):
     """A list of hiddens [..., D] that knows the source behind each."""
 
@@ -184,28 +132,17 @@ class History(list[Tensor]):
 
     def room(self, like: Tensor) -> Tensor | None:
         """A tensor of this shape and type where the next entry is to lie, if that may be."""
-        if self.buffer is None or like.numel() < FEWEST:
-            return None
-        return self.buffer.entry(len(self.sources), like)
+        return None if self.buffer is None else self.buffer.entry(len(self.sources), like)
 
     def begin(self, like: Tensor) -> Tensor | None:
         """`room` for a stream that nobody reads but a sum, which becomes the next entry."""
-        found = self.room(like)
-        if found is not None and self.buffer is not None:
-            self.buffer.begun.add(len(self.sources))
-        return found
+        return None if self.buffer is None else self.buffer.begin(len(self.sources), like)
 
     def goes_on(self, x: Tensor) -> bool:
         """Whether x is what was written to the place of `begin`, so that the next entry may be made
         of it where it stands. True once.
         """
-        buffer, index = self.buffer, len(self.sources)
-        if buffer is None or index not in buffer.begun or buffer.data is None:
-            return False
-        if buffer.data[index].data_ptr() != x.data_ptr():
-            return False
-        buffer.begun.remove(index)
-        return True
+        return self.buffer is not None and self.buffer.goes_on(len(self.sources), x)
 
     def stacked(self) -> Tensor | None:
         """[L, ..., D], where there is to be a buffer. Entries are copied there the first time."""
