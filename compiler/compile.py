@@ -17,6 +17,7 @@ from multiway.compiler.ops.cross_entropy import IGNORED
 from multiway.compiler.pipeline import Options
 from multiway.compiler.stages import Stages
 from multiway.compiler.types import Sym, Tensor, Type, number
+from multiway.runtime.collector import resting
 from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
 from multiway.runtime.kernels.packed_linear import adjoin, gains_from_adjacency
@@ -62,6 +63,7 @@ def compile_spec(
         containers.get_parameter(path).requires_grad_(False)
     stages = Stages(spec, options, taps)
 
+    @resting()
     def program(name: str, parts: nn.Module) -> fx.GraphModule:
         graph = stages[name][-1].graph
         if options is not None:

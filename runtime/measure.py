@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from multiway.runtime.collector import resting
 from multiway.runtime.measure_gemm import Floor, gemm_floor
 
 __all__ = ["MIN_PAIRS", "Floor", "Times", "gemm_floor", "interleave", "peak_live_bytes"]
@@ -61,10 +62,8 @@ def interleave(
     """
     assert pairs >= MIN_PAIRS, f"{pairs} pairs are too few"
     found: dict[str, list[float]] = {name: [] for name in contestants}
-    collecting = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
+    with resting():
         for i in range(warmup + pairs):
             for name, run in contestants.items():
                 start = clock()
@@ -74,9 +73,6 @@ def interleave(
                     found[name].append(seconds)
             if after is not None:
                 after()
-    finally:
-        if collecting:
-            gc.enable()
     return {name: Times(seconds=tuple(seconds)) for name, seconds in found.items()}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from typing import Any
 
 import pytest
@@ -37,6 +38,7 @@ def test_a_program_is_made_once_and_when_it_is_asked_for(monkeypatch: pytest.Mon
 
     def noted(graph: Any, containers: Any, **how: Any) -> Any:
         made.append(graph.name)
+        assert not gc.isenabled()  # it would look at all that is made here, again and again
         return original(graph, containers, **how)
 
     monkeypatch.setattr(compiling, "lower", noted)
@@ -47,6 +49,7 @@ def test_a_program_is_made_once_and_when_it_is_asked_for(monkeypatch: pytest.Mon
     model(tokens=TOKENS)
     model(tokens=TOKENS)
     assert made == ["forward"]
+    assert gc.isenabled()
 
 
 def test_a_step_of_training_changes_every_program() -> None:
