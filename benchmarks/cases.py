@@ -74,7 +74,7 @@ def _mudd(size: str, batch: int, target: float, *, train: bool, native: bool = T
         train=train,
         native=native,
         target=target,
-        # With 15, one run against the next differs by three hundredths, and by five on a busy machine.
+        # With 15, one run against the next differs by three hundredths, by five on a busy machine.
         pairs=45,
     )
 

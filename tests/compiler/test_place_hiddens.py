@@ -23,9 +23,11 @@ from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix import buffer
 from multiway.runtime.kernels.mix.buffer import Buffer
 from multiway.runtime.kernels.mix.history import History
+from multiway.specs.merge import wiring_names
 
 WIRINGS = ("denseformer", "dar", "attnres", "mhar")
 SPECS = ("mudd-pythia-test", "muddformer-test", *(f"pythia-test+{name}" for name in WIRINGS))
+OTHERS = [f"pythia-test+{name}" for name in wiring_names() if name not in WIRINGS]
 
 
 @pytest.fixture(params=["c", "plain"])
@@ -50,17 +52,33 @@ def placed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 def test_programs_without_gradients_compute_what_they_did(
     name: str, mode: Any, placed: list[bool]
 ) -> None:
+    assert_computes_the_same(name, mode)
+    assert placed and all(placed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OTHERS)
+def test_so_do_those_of_every_other_wiring(name: str, placed: list[bool]) -> None:
+    assert_computes_the_same(name, torch.no_grad)
+    assert all(placed)
+
+
+def test_inference_programs_place_hiddens_too(placed: list[bool]) -> None:
+    assert_computes_the_same("mudd-pythia-test", torch.no_grad, mode="inference")
+    assert placed and all(placed)
+
+
+def assert_computes_the_same(name: str, without: Any, **options: Any) -> None:
     spec = member(name).for_head(None)
-    reference, fused = pair(spec)
+    reference, fused = pair(spec, **options)
     graph = mw.build(spec)
-    with mode():
+    with without():
         for seed in range(2):  # the second call takes what the first gave back
             torch.manual_seed(seed)
             given = random_inputs(graph, sizes_for(graph))
             found = [outputs(model, "forward", given) for model in (fused, reference)]
             for a, b in zip(*found, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-    assert placed and all(placed)
 
 
 def test_sums_that_learn_are_made_as_before(placed: list[bool]) -> None:
