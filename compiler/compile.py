@@ -106,13 +106,6 @@ def _read_together(graph: LayerGraph) -> Iterator[dict[str, list[str]]]:
     for record in graph:
         if record.op == "packed_linear":
             yield {role: list(paths) for role, paths in grouped(record.params).items()}
-        elif record.op in ("linears", "joined_linears"):
-            xs = graph.arguments(record.path)["xs"]  # of the latter, one for several weights
-            for x in dict.fromkeys(xs):
-                yield {
-                    role: [path for i, path in enumerate(paths) if xs[i % len(xs)] == x]
-                    for role, paths in grouped(record.params).items()
-                }
 
 
 def _initialise(

@@ -148,8 +148,6 @@ def products(graph: LayerGraph) -> int:
             found += len(record.attrs["normed"])
         elif record.op == "linear_sum":
             found += len(graph.arguments(record.path)["xs"])
-        elif record.op in ("linears", "linear_sums", "joined_linears", "joined_sums"):
-            found += sum(name.startswith("weights.") for name in record.params)
     return found
 
 

@@ -45,6 +45,12 @@ class Options:
     def __post_init__(self) -> None:
         names = [each.name for each in PIPELINE]
         for name in self.without:
+            if name in GONE:
+                raise MultiwayError.one(
+                    "unknown-pass",
+                    f"there is no pass {name!r} any more: {GONE[name]} had it",
+                    place="--without",
+                )
             if name not in names:
                 raise MultiwayError.one(
                     "unknown-pass",
@@ -91,22 +97,6 @@ def fuse_mix(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
     return lay_out_history(fused) if fused is not graph else graph
 
 
-def sink(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
-    """`sink_segments`, with queries joined where `group_products` makes them so."""
-    return sink_segments(graph, tally, join_queries=_groups(options))
-
-
-def _groups(options: Options) -> bool:
-    """Whether products are grouped."""
-    trains = options.mode == "train" and options.memory_budget is None
-    return trains and "group_products" not in options.without
-
-
-def group_products(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
-    """The fusions of linears of several inputs."""
-    return fusing("group_products")(graph, tally, options) if _groups(options) else graph
-
-
 def plain(function: Callable[[LayerGraph, Tally], LayerGraph]) -> Callable[..., LayerGraph]:
     """A pass that asks for no options."""
     return lambda graph, tally, _: function(graph, tally)
@@ -131,7 +121,7 @@ PIPELINE: tuple[Pass, ...] = (
         name="sink_segments",
         does="keeps modalities apart until attention: no joining and cutting in between",
         numerics="rounding",
-        run=sink,
+        run=plain(sink_segments),
     ),
     Pass(
         name="drop_dead",
@@ -181,15 +171,6 @@ PIPELINE: tuple[Pass, ...] = (
         does="two norms of one input in one pass over it",
         numerics="rounding",
         run=fusing("fuse_norms"),
-    ),
-    # Before projections and sums of one input take them. Not under a budget, whose plan chooses
-    # among products one by one; nor for inference, where products read copies of their weights.
-    Pass(
-        name="group_products",
-        does="linears of several inputs, each product on a thread of its own",
-        numerics="rounding",
-        run=group_products,
-        only="train",
     ),
     Pass(
         name="fuse_projections",
@@ -249,6 +230,9 @@ PIPELINE: tuple[Pass, ...] = (
         only="inference",
     ),
 )
+
+GONE = {"group_products": "0.1.0 before its release"}
+"""Passes that went, with the last version that had each: an old `--without` is told so."""
 
 
 def run(graph: LayerGraph, options: Options) -> list[Stage]:

@@ -9,13 +9,11 @@ sinks.
 
 To join queries, too, takes as long (0.98 to 1.01 of a step: BEiT-3 base, 24 x 256 with two
 segments) and 6 % more memory, and what the queries of a segment that nobody reads lead to would be
-computed. So it is only done where asked for, and where something reads every segment.
+computed.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -27,14 +25,11 @@ from multiway.compiler.types import Tensor
 PASS = "sink_segments"
 
 
-def sink_segments(graph: LayerGraph, tally: Tally, *, join_queries: bool = False) -> LayerGraph:
-    """The graph with segments kept apart; the same graph where it joins none again.
-
-    join_queries: in attention queries are joined, too, where the results of all are read.
-    """
+def sink_segments(graph: LayerGraph, tally: Tally) -> LayerGraph:
+    """The graph with segments kept apart; the same graph where it joins none again."""
     if not _joins_again(graph):
         return graph
-    made = _Sinking(graph, tally, join_queries).run()
+    made = _Sinking(graph, tally).run()
     return made if tally.fired else graph
 
 
@@ -50,7 +45,6 @@ class _Segments:
 class _Sinking:
     graph: LayerGraph
     tally: Tally
-    join_queries: bool
     parts: dict[Value, list[Value]] = field(default_factory=dict)  # old value to new ones
     pending: dict[Value, Record] = field(default_factory=dict)  # wholes that are not made yet
 
@@ -58,7 +52,6 @@ class _Sinking:
         self.rewriter = Rewriter(self.graph)
         self.segments = dict(_segments(self.graph))
         self.wanted = self._wanted()
-        self.live = self._live()
         for record in self.graph:
             self._node(record)
         return self.rewriter.finish()
@@ -77,28 +70,6 @@ class _Sinking:
                 tokenwise = registry()[record.op].tokenwise
                 wanted |= {v for name, v in reads.items() if name.split(".")[0] in tokenwise}
         return wanted
-
-    def _live(self) -> dict[Value, int]:
-        """Which segments of every value lead to an output: bits, all of them where it is no
-        segment that is looked at."""
-        live: dict[Value, int] = {}
-        for record in reversed(list(self.graph)):
-            outputs = [live.get(value, 0) for value in _outputs(record)]
-            some = -1 if record.op == OUTPUT else functools.reduce(operator.or_, outputs, 0)
-            segments = self._segments_of(record)
-            count = len(segments.labels) if segments else 0
-            reads = self.graph.sources(record.path)
-            for i, (name, value) in enumerate(reads.items()):
-                if record.op == "split" and len(outputs) == count:
-                    given = sum(1 << port for port, bits in enumerate(outputs) if bits)
-                elif record.op == "concat" and len(reads) == count:
-                    given = -(some >> i & 1)
-                elif name.split(".")[0] in _tokenwise(record):
-                    given = some
-                else:
-                    given = -bool(some)
-                live[value] = live.get(value, 0) | given
-        return live
 
     def _node(self, record: Record) -> None:
         reads = self.graph.sources(record.path)
@@ -159,15 +130,7 @@ class _Sinking:
                 return False
             if Value(path) not in self.wanted:
                 return False
-            if self.join_queries and self._leads_on(Value(path)):
-                return False
         return True
-
-    def _leads_on(self, value: Value) -> bool:
-        """Whether an output needs every segment of a value."""
-        segments = self._segments_of(self.graph.record(value.path))
-        every = (1 << len(segments.labels)) - 1 if segments else 0
-        return self.live.get(value, 0) & every == every
 
     def _can_cut(self, value: Value) -> bool:
         kind = self.graph.type(value)
@@ -256,8 +219,6 @@ def _segments(graph: LayerGraph) -> list[tuple[str, _Segments]]:
 
 def _tokenwise(record: Record) -> tuple[str, ...]:
     """The inputs of a node that run along the tokens, those of attention in its queries."""
-    if record.op in (INPUT, OUTPUT):
-        return ()
     names = {"attention": ("query",), "split_heads": ("x",)}
     return names.get(record.op, registry()[record.op].tokenwise)
 

@@ -91,14 +91,11 @@ def sizes_for(graph: LayerGraph) -> dict[str, int]:
 
 
 def member(name: str) -> mw.Spec:
-    """A zoo entry, `ENTRY+WIRING`: one with another wiring, `ENTRY/ROUTE`: with experts in norms,
-    attention and feed-forward parts, or `ENTRY-sub_norm`: without norms inside of parts."""
-    name, sub_norm, _ = name.partition("-sub_norm")
+    """A zoo entry, `ENTRY+WIRING`: one with another wiring, or `ENTRY/ROUTE`: with experts in norms,
+    attention and feed-forward parts."""
     entry, _, wiring = name.partition("+")
     entry, _, route = entry.partition("/")
     changes: Mappings = {"wiring.use": wiring} if wiring else {}
-    if sub_norm:
-        changes |= {f"block.{part}.sub_norm": False for part in ("attention", "ffn")}
     if route:
         experts = {"route": route, "count": 3, "k": 2}
         changes |= {f"block.{part}.experts": experts for part in ("norm", "attention", "ffn")}

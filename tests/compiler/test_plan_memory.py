@@ -124,11 +124,7 @@ def test_a_plan_changes_no_bit(spec: Mappings, length: int, share: float) -> Non
         plain = run_pipeline(graph, Options(sizes=sizes))[-1].graph
         budget = int(share * bytes_of(plain, sizes))
         given, results = random_inputs(graph, sizes), []
-        # Products of several inputs are not grouped under a budget, nor are they here without.
-        for options in (
-            {"without": ["group_products"]},
-            {"memory_budget": budget, "sizes": sizes},
-        ):
+        for options in ({}, {"memory_budget": budget, "sizes": sizes}):
             model = pair(each, **options)[1]
             found = outputs(model, "loss", given)
             results.append([*found, *gradients(model, found).values()])
