@@ -91,8 +91,8 @@ def sizes_for(graph: LayerGraph) -> dict[str, int]:
 
 
 def member(name: str) -> mw.Spec:
-    """A zoo entry, `ENTRY+WIRING`: one with another wiring, or `ENTRY/ROUTE`: with experts in norms,
-    attention and feed-forward parts."""
+    """A zoo entry, `ENTRY+WIRING`: one with another wiring, or `ENTRY/ROUTE`: with experts in
+    norms, attention and feed-forward parts."""
     entry, _, wiring = name.partition("+")
     entry, _, route = entry.partition("/")
     changes: Mappings = {"wiring.use": wiring} if wiring else {}

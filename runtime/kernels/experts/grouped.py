@@ -1,11 +1,9 @@
 """Products of rows that are sorted by group, each group with a matrix of its own.
 
 `multiway::grouped_linear` is an operator of torch, so that torch.export and torch.compile keep it
-as one call: the number of rows of a group is data, and no shape depends on it. On the CPU the
-products of all groups are one call of C, each on one thread (kernels/blas, with what that gains),
-or where that is not to be had a product a group, as fast as torch's own grouped_mm, which takes
-neither float64 nor every width. Median ms on another processor, torch 2.13, 2 cores, float32,
-forward / gradient of rows / of weights:
+as one call: the number of rows of a group is data, and no shape depends on it. On the CPU a product
+a group is as fast as torch's own grouped_mm, which takes neither float64 nor every width. Median
+ms, torch 2.13, 2 cores, float32, forward / gradient of rows / of weights:
 
     rows x D -> F, groups          grouped_mm        one product a group   dense, equal FLOPs
     4096 x 256 -> 512, 8          8.6  7.8  7.3       8.3  7.1  7.2         7.0  6.9  7.0
@@ -15,15 +13,11 @@ forward / gradient of rows / of weights:
 
 from __future__ import annotations
 
-import itertools
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-
-from multiway.runtime.kernels import blas
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -80,21 +74,6 @@ def products_by_size(
     add_to: what the products are added to, in place.
     """
     made = rows.new_empty(rows.shape[0], matrices.shape[-1]) if add_to is None else add_to
-    if _in_c(rows, matrices if matrices.is_contiguous() else matrices.mT, made):
-        first = () if add_to is None else _starts(made, sizes)
-        count, depth, columns = matrices.shape
-        blas.products(
-            blas.Kind.PLAIN if matrices.is_contiguous() else blas.Kind.LINEAR,
-            rows.dtype,
-            rows=sizes,
-            columns=[columns] * count,
-            depth=[depth] * count,
-            a=_starts(rows, sizes),
-            b=_starts(matrices, [1] * count),
-            c=_starts(made, sizes),
-            first=first,
-        )
-        return made
     parts = torch.split(rows, sizes), matrices.unbind(), torch.split(made, sizes)
     for each, matrix, out in zip(*parts, strict=True):
         if add_to is None:
@@ -107,33 +86,10 @@ def products_by_size(
 def outer_by_size(grad: Tensor, rows: Tensor, sizes: list[int]) -> Tensor:
     """[R, F], [R, D], rows of each group -> [X, F, D]."""
     made = grad.new_empty(len(sizes), grad.shape[1], rows.shape[1])
-    if _in_c(grad, rows):
-        count, width, columns = made.shape
-        blas.products(
-            blas.Kind.OUTER,
-            rows.dtype,
-            rows=[width] * count,
-            columns=[columns] * count,
-            depth=sizes,
-            a=_starts(grad, sizes),
-            b=_starts(rows, sizes),
-            c=_starts(made, [1] * count),
-        )
-        return made
     parts = torch.split(grad, sizes), torch.split(rows, sizes), made.unbind()
     for each, row, out in zip(*parts, strict=True):
         torch.mm(each.t(), row, out=out)
     return made
-
-
-def _in_c(*tensors: Tensor) -> bool:
-    return blas.takes(*tensors) and all(each.is_contiguous() for each in tensors)
-
-
-def _starts(x: Tensor, sizes: list[int]) -> list[int]:
-    """Where parts of a tensor, of so many entries of its first axis each, begin in memory."""
-    step = x.itemsize * math.prod(x.shape[1:])
-    return [x.data_ptr() + step * before for before in itertools.accumulate([0, *sizes[:-1]])]
 
 
 def _fits(a: Tensor, b: Tensor, ends: Tensor) -> bool:

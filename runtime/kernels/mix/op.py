@@ -77,7 +77,7 @@ def _fused_mix_backward(
     inputs = Inputs(history=history, weights=weights, gains=gains, biases=biases)
     plan = Plan(norm=norm, eps=eps, normed=tuple(normed), raw=tuple(raw))
     into = [None] * len(history)
-    wanted = Wanted(sources=sources, weights=want_weights, into=into, apart=True)
+    wanted = Wanted(sources=sources, weights=want_weights, into=into)
     found = backward(grads, inputs, plan, wanted)
     made = [x for x in (*found.sources, found.weights) if x is not None]
     # Those of gains and biases are slices of one sum, but outputs must not share memory.

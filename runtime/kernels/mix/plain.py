@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multiway.runtime.kernels import blas
 from multiway.runtime.kernels.kernel import no_autocast
 from multiway.runtime.kernels.mix.plan import Grads, Inputs, Maybes, Plan, Wanted
 from multiway.runtime.kernels.norms.plain import norm_backward
+
+CACHED_ELEMENTS = 1 << 21  # of products that are then added to gradients: they stay in the cache
 
 
 def forward(inputs: Inputs, plan: Plan, stacked: Tensor | None = None) -> list[Tensor]:
@@ -71,7 +72,7 @@ def _streams(inputs: Inputs, batch: Tensor) -> Tensor:
     if inputs.shared:
         flat = inputs.weights @ batch.transpose(0, 1).reshape(sources, tokens * width)
         return flat.view(ways, tokens, width)
-    return blas.product(inputs.weights.reshape(tokens, ways, sources), batch)
+    return torch.bmm(inputs.weights.reshape(tokens, ways, sources), batch).transpose(0, 1)
 
 
 def _last(x: Tensor, inputs: Inputs) -> Tensor:
@@ -155,23 +156,16 @@ def _source_grads(
     weights = inputs.weights if whole else inputs.weights[..., ways, :]
     by = weights.transpose(-2, -1)  # [..., L, ways]
     by = by.expand(tokens, -1, -1) if inputs.shared else by.flatten(0, -3)
-    found = _buffers(inputs, wanted)
-    rows = [None if x is None else x.view(tokens, width) for x in found]
-    blas.add_products(rows, by, deltas, [x is None for x in wanted.into])
-    return found
-
-
-def _buffers(inputs: Inputs, wanted: Wanted) -> list[Tensor | None]:
-    """Where the gradient of each source goes, [..., D]; new ones lie one behind the other if they
-    may, so that this mix and those that add to them later can do so in one product.
-    """
-    missing = [w and x is None for w, x in zip(wanted.sources, wanted.into, strict=True)]
-    first, count = inputs.history[0], sum(missing)
-    if wanted.apart:
-        made = iter([first.new_empty(first.shape) for _ in range(count)])
-    else:
-        made = iter(first.new_empty((count, *first.shape)).unbind(0))
-    return [
-        next(made) if new else x if want else None
-        for new, x, want in zip(missing, wanted.into, wanted.sources, strict=True)
+    found = [
+        (x.new_empty(x.shape) if into is None else into) if want else None
+        for x, want, into in zip(inputs.history, wanted.sources, wanted.into, strict=True)
     ]
+    rows = [None if x is None else x.view(tokens, width) for x in found]
+    step = max(1, CACHED_ELEMENTS // max(1, len(rows) * width))
+    for start in range(0, tokens, step):
+        part = slice(start, start + step)
+        products = torch.bmm(by[part], deltas[part]).unbind(1)
+        for row, product, into in zip(rows, products, wanted.into, strict=True):
+            if row is not None:
+                row[part].copy_(product) if into is None else row[part].add_(product)
+    return found

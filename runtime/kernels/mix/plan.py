@@ -64,13 +64,12 @@ class Inputs:
 @dataclass(frozen=True, kw_only=True)
 class Wanted:
     """What a backward is to compute. into: for each source the buffer [..., D] to add to, or None
-    for a new one; it counts only where `sources` is true. apart: new ones share no memory.
+    for a new one; it counts only where `sources` is true.
     """
 
     sources: Sequence[bool]
     weights: bool
     into: Maybes
-    apart: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
