@@ -124,9 +124,7 @@ def node_moved_bytes(graph: LayerGraph, record: Record, sizes: Mapping[str, int]
     """
     if record.op in (INPUT, OUTPUT, *VIEWS) or registry()[record.op].once:
         return 0
-    arguments = graph.arguments(record.path)
-    arguments.pop("room", None)  # not read: its place alone counts
-    types = graph.argument_types(record, arguments).values()
+    types = graph.argument_types(record, graph.arguments(record.path)).values()
     return sum(
         type_bytes(each, sizes)
         for kind in [*types, *record.outputs]

@@ -17,7 +17,6 @@ from multiway.compiler.passes.drop_dead import drop_dead
 from multiway.compiler.passes.fold_norms import fold_norms
 from multiway.compiler.passes.lay_out_history import lay_out_history
 from multiway.compiler.passes.pack_weights import pack_weights
-from multiway.compiler.passes.place_hiddens import place_hiddens
 from multiway.compiler.passes.plan_memory import plan_memory
 from multiway.compiler.passes.share_common import share_common
 from multiway.compiler.passes.sink_segments import sink_segments
@@ -206,14 +205,6 @@ PIPELINE: tuple[Pass, ...] = (
         ),
         only="train",
     ),
-    # Lists are laid out with the mixes that read them; sums are there now. Behind the plan, whose
-    # own fusion takes mixes without offsets.
-    Pass(
-        name="place_hiddens",
-        does="makes hiddens where the list of them lies, in programs without gradients",
-        numerics="rounding",
-        run=plain(place_hiddens),
-    ),
     # Behind the plan, which takes linears for its own fusion. It keeps as many bytes or fewer.
     Pass(
         name="fuse_activations",
@@ -231,7 +222,10 @@ PIPELINE: tuple[Pass, ...] = (
     ),
 )
 
-GONE = {"group_products": "0.1.0 before its release"}
+GONE = {
+    "group_products": "0.1.0 before its release",
+    "place_hiddens": "0.1.0 before its release",
+}
 """Passes that went, with the last version that had each: an old `--without` is told so."""
 
 

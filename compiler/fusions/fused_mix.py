@@ -16,46 +16,38 @@ def fused_mix(
     weights: Any,
     gains: Any = None,
     biases: Any = None,
-    offsets: Any = None,
     *,
     norm: str,
     eps: float,
     normed: list[int],
     raw: list[int],
-    placed: bool = False,
 ) -> Any:
     streams = f.mix(history, weights)
     found = []
     for i, way in enumerate(normed):
         gain, bias = (each[i] if each else None for each in (gains, biases))
         found.append(getattr(f, norm)(streams[way], gain, bias, eps=eps))
-    found += [streams[way] for way in raw]
-    for offset in offsets or ():
-        found[-1] = f.shift_channels(found[-1], offset)
-    return tuple(found)
+    return (*found, *(streams[way] for way in raw))
 
 
 OP = Op(
     signature=(
-        "history[L,B,T,D]:list, weights[*,C,L], gains+?[D], biases+?[D], offsets+?[D]"
+        "history[L,B,T,D]:list, weights[*,C,L], gains+?[D], biases+?[D]"
         " -> normed{N}[B,T,D], raw{R}[B,T,D]"
     ),
     reference=fused_mix,
     doc=(
         "Weighted sums over the history, ways `normed` through a norm with a gain and a bias each, "
-        "then ways `raw` as they are, the last of them plus all offsets. A way may stand in both "
-        "lists, or in none if nothing reads it."
+        "then ways `raw` as they are. A way may stand in both lists, or in none if nothing reads "
+        "it."
     ),
     attrs={
         "norm": Attr("layer_norm, rms_norm, or empty where `normed` is"),
         "eps": Attr("of the norms", 1e-5),
         "normed": Attr("ways that are normalised", letter="N"),
         "raw": Attr("ways that are given as they are", letter="R"),
-        "placed": Attr(
-            "the last of them lies where the next hidden will, which is added up there", False
-        ),
     },
-    params={"gains": ONES, "biases": ZEROS, "offsets": ZEROS},
+    params={"gains": ONES, "biases": ZEROS},
     tokenwise=("history", "weights"),
     saves=("history", "weights"),
     composed=True,
@@ -74,8 +66,8 @@ OP = Op(
             attrs={"norm": "rms_norm", "eps": 1e-6, "normed": [0], "raw": []},
         ),
         Sample(
-            shapes={"history": [(2, 3, 4)] * 3, "weights": (2, 3), "offsets": [(4,)] * 2},
-            attrs={"norm": "", "eps": 1e-5, "normed": [], "raw": [0, 1], "placed": True},
+            shapes={"history": [(2, 3, 4)] * 3, "weights": (2, 3)},
+            attrs={"norm": "", "eps": 1e-5, "normed": [], "raw": [0, 1]},
         ),
     ],
     rejects=[

@@ -11,7 +11,7 @@ from multiway.compiler.init import NORMAL, ZEROS
 from multiway.compiler.op import Op, Reject, Sample
 
 
-def linear_sum(residual: Any, xs: Any, weights: Any, biases: Any = None, room: Any = None) -> Any:
+def linear_sum(residual: Any, xs: Any, weights: Any, biases: Any = None) -> Any:
     biases = biases or [None] * len(xs)
     for x, weight, bias in zip(xs, weights, biases, strict=True):
         residual = f.add(residual, f.linear(x, weight, bias))
@@ -19,9 +19,9 @@ def linear_sum(residual: Any, xs: Any, weights: Any, biases: Any = None, room: A
 
 
 OP = Op(
-    signature="residual[*,F], xs+[*,D+], weights+[F,D+], biases+?[F], room?[L,*,F]:list -> y[*,F]",
+    signature="residual[*,F], xs+[*,D+], weights+[F,D+], biases+?[F] -> y[*,F]",
     reference=linear_sum,
-    doc="The residual plus a linear of each x. room: the list that it is appended to.",
+    doc="The residual plus a linear of each x.",
     params={"weights": NORMAL, "biases": ZEROS},
     tokenwise=("residual", "xs"),
     saves=("xs",),
@@ -36,14 +36,6 @@ OP = Op(
             }
         ),
         Sample(shapes={"residual": (3, 4), "xs": [(3, 5)], "weights": [(4, 5)]}),
-        Sample(
-            shapes={
-                "residual": (3, 4),
-                "xs": [(3, 5)],
-                "weights": [(4, 5)],
-                "room": [(3, 4), (3, 4)],
-            }
-        ),
     ],
     rejects=[
         Reject(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -52,19 +52,6 @@ def no_autocast() -> AbstractContextManager[None]:
     if torch.is_autocast_enabled("cpu"):
         return torch.autocast("cpu", enabled=False)
     return nullcontext()
-
-
-def sums_of_rows(grad: torch.Tensor | None, needed: Sequence[bool]) -> list[torch.Tensor | None]:
-    """The gradients of vectors [D] that were added to all rows of what has the gradient `grad`
-    [..., D], None where not needed. Each has its own: optimizers and clipping change them in place.
-    """
-    if grad is None or not any(needed):
-        return [None] * len(needed)
-    total = grad.reshape(-1, grad.shape[-1]).sum(0)
-    first = needed.index(True)
-    return [
-        (total if i == first else total.clone()) if each else None for i, each in enumerate(needed)
-    ]
 
 
 def traced() -> bool:

@@ -16,8 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from multiway.runtime.kernels import prepacked
-from multiway.runtime.kernels.kernel import Kernel, autocasts, sums_of_rows, traced
-from multiway.runtime.kernels.mix.history import History
+from multiway.runtime.kernels.kernel import Kernel, autocasts
 
 # Numbers in the sum: of fewer, a linear without a bias and an addition take 0.98 to 0.99 of a step,
 # of as many 1.03 (24 x 256, 1024 and 2048 tokens).
@@ -29,28 +28,19 @@ def linear_sum(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] = (),
-    room: Sequence[Tensor] | None = None,
 ) -> Tensor:
     """residual + sum of linear(x_i, weight_i, bias_i).
 
     residual: [*, F]; xs: [*, D_i]; weights: [F, D_i]; biases: [F] each, or none -> [*, F].
-    room: the history that it will be appended to. Without gradients a large sum is written there,
-    and added to the residual where it stands, if a mix began the next entry with it.
     A second backward pass through it raises RuntimeError, unless the sum is small.
     """
-    # With gradients, what backward or a second run of a checkpoint reads stays as it is.
-    learns = torch.is_grad_enabled()
-    history = room if isinstance(room, History) and not learns and not traced() else None
-    if history is not None and history.goes_on(residual):
-        return _added_to(residual, xs, weights, biases)
     if _served(xs, weights):
         if (found := _by_copies(residual, xs, weights, biases)) is not None:
             return found
         if residual.dtype.itemsize < 4:
             return _one_by_one(residual, xs, weights, biases)
-    if not learns:  # a function of our own would cost more than it saves
-        out = None if history is None else history.room(residual)
-        return _summed(residual, xs, weights, biases, out)
+    if not torch.is_grad_enabled():  # a function of our own would cost more than it saves
+        return _summed(residual, xs, weights, biases)
     if len(xs) == 1 and not biases and residual.numel() < FEWEST:
         return _one_by_one(residual, xs, weights, biases)
     y: Tensor = _LinearSum.apply(residual, len(xs), *xs, *weights, *biases)  # type: ignore[no-untyped-call]
@@ -87,39 +77,18 @@ def _linears(
     return zip(xs, weights, given, strict=True)
 
 
-def _added_to(
-    y: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
-) -> Tensor:
-    """The sum in the place of the residual y, product by product."""
-    rows = y.view(-1, y.shape[-1])
-    for bias in biases:
-        y.add_(bias)
-    for x, weight in zip(xs, weights, strict=True):
-        if (found := prepacked.linears(x, (weight,), ())) is not None:
-            y.add_(found[0])
-        else:
-            rows.addmm_(x.reshape(-1, x.shape[-1]), weight.t())
-    return y
-
-
 def _summed(
-    residual: Tensor,
-    xs: Sequence[Tensor],
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor],
-    out: Tensor | None = None,
+    residual: Tensor, xs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> Tensor:
-    """The sum, in `out` if there is one."""
     rows = residual.reshape(-1, residual.shape[-1])
     flat = [x.reshape(-1, x.shape[-1]) for x in xs]
-    y = None if out is None else out.view(rows.shape)
     if biases:
-        y, rest = torch.add(rows, sum(biases[1:], biases[0]), out=y), 0
+        y, rest = torch.add(rows, sum(biases[1:], biases[0])), 0
     else:
-        y, rest = torch.addmm(rows, flat[0], weights[0].t(), out=y), 1
+        y, rest = torch.addmm(rows, flat[0], weights[0].t()), 1
     for x, weight in zip(flat[rest:], weights[rest:], strict=True):
         y.addmm_(x, weight.t())
-    return y.view(residual.shape) if out is None else out
+    return y.view(residual.shape)
 
 
 class _LinearSum(torch.autograd.Function):
@@ -145,8 +114,21 @@ class _LinearSum(torch.autograd.Function):
                 grads[i] = (rows @ weight).view(x.shape)
             if needs[count + i]:
                 grads[count + i] = rows.t() @ x.reshape(-1, x.shape[-1])
-        grads[2 * count :] = sums_of_rows(rows, needs[2 * count :])
+        grads[2 * count :] = _sums_of_rows(rows, needs[2 * count :])
         return grad, None, *grads
+
+
+def _sums_of_rows(rows: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
+    """The gradients of biases [F] that were added to all rows, from those of the rows [N, F]; None
+    where not needed. Each has its own: optimizers and clipping change them in place.
+    """
+    if not any(needed):
+        return [None] * len(needed)
+    total = rows.sum(0)
+    first = needed.index(True)
+    return [
+        (total if i == first else total.clone()) if each else None for i, each in enumerate(needed)
+    ]
 
 
 def refuses(
@@ -154,7 +136,6 @@ def refuses(
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] = (),
-    room: Sequence[Tensor] | None = None,
 ) -> str | None:
     if torch.compiler.is_compiling():
         return "a compiler fuses the additions itself"

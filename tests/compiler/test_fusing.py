@@ -153,7 +153,6 @@ FIRES = {
     "fuse_projections": ("pythia-test", "forward", {}),
     "fuse_attention": ("pythia-test", "decode", {}),
     "fuse_residual": ("pythia-test", "forward", {}),
-    "place_hiddens": ("mudd-pythia-test", "forward", {}),
     "fuse_loss": ("pythia-test", "loss", {}),
     "plan_memory": ("pythia-test", "loss", {"memory_budget": 0, "sizes": {"B": 2, "T": 8}}),
     "fuse_activations": ("pythia-test", "forward", {}),
@@ -328,7 +327,7 @@ def test_an_unknown_pass_is_an_error() -> None:
     assert "nearest:  fuse_mix" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["group_products"])
+@pytest.mark.parametrize("name", ["group_products", "place_hiddens"])
 def test_a_pass_that_went_is_named_with_the_version_that_had_it(name: str) -> None:
     with pytest.raises(MultiwayError) as caught:
         Options(without=[name])

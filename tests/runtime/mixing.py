@@ -20,7 +20,6 @@ def reference(
     weights: Tensor,
     gains: Sequence[Tensor] = (),
     biases: Sequence[Tensor] = (),
-    offsets: Sequence[Tensor] = (),
     *,
     norm: str,
     eps: float,
@@ -43,10 +42,7 @@ def reference(
         y = normalised(stream(c))
         y = y * gains[i] if gains else y
         made.append(y + biases[i] if biases else y)
-    made += [stream(c) for c in raw]
-    for offset in offsets:
-        made[-1] = made[-1] + offset
-    return tuple(made)
+    return (*made, *(stream(c) for c in raw))
 
 
 @dataclass(kw_only=True)
@@ -57,17 +53,15 @@ class Case:
     weights: Tensor
     gains: list[Tensor] = field(default_factory=list)
     biases: list[Tensor] = field(default_factory=list)
-    offsets: list[Tensor] = field(default_factory=list)
     plan: dict[str, Any]
 
     @property
     def leaves(self) -> list[Tensor]:
-        return [*self.history, self.weights, *self.gains, *self.biases, *self.offsets]
+        return [*self.history, self.weights, *self.gains, *self.biases]
 
     def run(self, function: Callable[..., Any], history: Any = None) -> tuple[Tensor, ...]:
         history = self.history if history is None else history
-        vectors = self.gains, self.biases, self.offsets
-        return function(history, self.weights, *vectors, **self.plan)
+        return function(history, self.weights, self.gains, self.biases, **self.plan)
 
     def to(self, dtype: torch.dtype) -> Case:
         return Case(
@@ -75,7 +69,6 @@ class Case:
             weights=cast([self.weights], dtype)[0],
             gains=cast(self.gains, dtype),
             biases=cast(self.biases, dtype),
-            offsets=cast(self.offsets, dtype),
             plan=self.plan,
         )
 
@@ -97,7 +90,6 @@ def draw(seed: int) -> Case:
         weights=torch.randn(*(() if shared else shape[:2]), ways, sources).requires_grad_(),
         gains=vectors[0],
         biases=vectors[1],
-        offsets=leaves(r.randint(0, 2), width) if raw else [],
         plan={"norm": norm, "eps": 1e-5, "normed": normed, "raw": raw},
     )
 
@@ -181,4 +173,4 @@ def arguments(seed: int, norm: str = "rms_norm") -> tuple[Any, ...]:
     normed, raw = ([0, 2, 0], [1, 2]) if norm else ([], [1, 0])
     vectors = [leaves(len(normed), 5) if seed % 3 != k else [] for k in (1, 2)]
     weights = torch.randn(*shared, 3, 4).requires_grad_()
-    return leaves(4, 2, 3, 5), weights, *vectors, leaves(seed, 5), norm, 1e-5, normed, raw
+    return leaves(4, 2, 3, 5), weights, *vectors, norm, 1e-5, normed, raw

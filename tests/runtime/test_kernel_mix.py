@@ -60,18 +60,6 @@ def test_outputs_share_no_memory(path: str) -> None:
         same(outputs[1:], before[1:])
 
 
-@pytest.mark.parametrize("form", ["list", "history"])
-def test_gradients_of_offsets_share_no_memory(path: str, form: str) -> None:
-    (weights,), hiddens, offsets = leaves(1, 1, 2), leaves(2, 1, 3, 4), leaves(3, 4)
-    offsets[1] = offsets[1].detach()
-    history = history_of(hiddens) if form == "history" else hiddens
-    plan: dict[str, Any] = {"norm": "", "eps": 0.0, "normed": [], "raw": [0]}
-    (y,) = fused_mix(history, weights, offsets=offsets, **plan)
-    first, second = torch.autograd.grad(y.sum(), [offsets[0], offsets[2]])
-    first.zero_()  # as clipping may
-    same([second], [torch.full((4,), 3.0)])
-
-
 def test_infinities_and_nan_pass(path: str) -> None:
     history = [torch.ones(1, 3, 20), torch.ones(1, 3, 20)]
     history[0][0, 0, 3], history[1][0, 1, 19] = torch.inf, torch.nan
@@ -182,7 +170,7 @@ def test_the_operators_keep_torchs_rules(path: str, seed: int, norm: str) -> Non
         [x.detach() for x in v] if isinstance(v, list) and v and isinstance(v[0], Tensor) else v
         for v in given
     )
-    given = (given[0], given[1].detach(), *given[2:4], *given[5:])  # offsets are not read there
+    given = (given[0], given[1].detach(), *given[2:])
     torch.library.opcheck(fused_mix_backward_op, (grads, *given, sources, bool(seed % 2)))
 
 
@@ -250,7 +238,6 @@ def test_what_the_kernels_refuse() -> None:
     plan: dict[str, Any] = {"norm": "rms_norm", "eps": 0.0, "normed": [0], "raw": []}
     assert fused(history, weights, **plan) is None
     assert fused(history, weights, [torch.ones(5)], **plan) == "shapes that do not fit"
-    assert fused(history, weights, offsets=[torch.ones(4)], **plan) == "shapes that do not fit"
     assert fused(history, weights, **{**plan, "raw": [2]}) == "shapes that do not fit"
     assert fused(history, weights, **{**plan, "norm": "other"}) == "other: no kernel for this norm"
 

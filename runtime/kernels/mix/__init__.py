@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import Kernel, autocasts, traced
+from multiway.runtime.kernels.kernel import Kernel, traced
 from multiway.runtime.kernels.mix import compiled, op
 from multiway.runtime.kernels.mix.history import History
 from multiway.runtime.kernels.mix.history import append as _append
@@ -38,32 +38,24 @@ def fused_mix(
     weights: Tensor,
     gains: Sequence[Tensor] = (),
     biases: Sequence[Tensor] = (),
-    offsets: Sequence[Tensor] = (),
     *,
     norm: str,
     eps: float,
     normed: Sequence[int],
     raw: Sequence[int],
-    placed: bool = False,
 ) -> tuple[Tensor, ...]:
     """Weighted sums of a history, normalised and as they are.
 
     history: L of [B, T, D]; weights: [B, T, C, L] or [C, L]; gains, biases: [D] for each of
-    `normed`, or none; offsets: [D]. Stream c is sum_l weights[..., c, l] * history[l]. Returns,
-    each [B, T, D], norm(stream c) * gain + bias for c in `normed`, then stream c for c in `raw`, to
-    the last of which all offsets are added. placed: nobody reads that one but a linear_sum whose
-    `room` is this history; without gradients it lies where that sum will.
+    `normed`, or none. Stream c is sum_l weights[..., c, l] * history[l]. Returns, each [B, T, D],
+    norm(stream c) * gain + bias for c in `normed`, then stream c for c in `raw`.
     """
     if not normed and not raw:
         return ()
     if not traced():
         learns = torch.is_grad_enabled()
         plan = plan_of(norm, eps, tuple(normed), tuple(raw))
-        inputs = Inputs(
-            history=list(history), weights=weights, gains=gains, biases=biases, offsets=offsets
-        )
-        if placed and not learns:
-            inputs.place = _place(history)
+        inputs = Inputs(history=list(history), weights=weights, gains=gains, biases=biases)
         # C reads the hiddens themselves, so that without gradients it does not matter who did what
         # to them.
         if not learns and compiled.available(weights.dtype):
@@ -72,16 +64,8 @@ def fused_mix(
             return _mix_history(history, inputs, plan)
         if not learns:
             return tuple(op.forward(inputs, plan))
-    tensors = list(history), weights, list(gains), list(biases), list(offsets)
+    tensors = list(history), weights, list(gains), list(biases)
     return tuple(op.fused_mix_op(*tensors, norm, eps, list(normed), list(raw)))
-
-
-def _place(history: Sequence[Tensor]) -> Tensor | None:
-    """Where the next hidden will lie, if a sum can add to what lies there: see linear_sum."""
-    like = history[0]
-    if not isinstance(history, History) or like.dtype.itemsize < 4 or autocasts(like):
-        return None
-    return history.begin(like)
 
 
 def mix(history: Sequence[Tensor], weights: Tensor) -> tuple[Tensor, ...]:
@@ -124,18 +108,16 @@ def kernels_refusal(
     weights: Tensor,
     gains: Sequence[Tensor] = (),
     biases: Sequence[Tensor] = (),
-    offsets: Sequence[Tensor] = (),
     *,
     norm: str,
     eps: float,
     normed: Sequence[int],
     raw: Sequence[int],
-    placed: bool = False,
 ) -> str | None:
     """Why fused_mix cannot take a call, or None."""
     if norm not in NORMS:
         return f"{norm}: no kernel for this norm"
-    reason = refused(history, (weights, *gains, *biases, *offsets))
+    reason = refused(history, (weights, *gains, *biases))
     if reason is not None:
         return reason
     first, size, ways = history[0].shape, weights.shape, (*normed, *raw)
@@ -143,9 +125,8 @@ def kernels_refusal(
     fits = fits and (not ways or (min(ways) >= 0 and max(ways) < size[-2]))
     for vectors in (gains, biases):
         fits = fits and len(vectors) in (0, len(normed))
-    for x in (*gains, *biases, *offsets):
-        fits = fits and x.shape == first[-1:]
-    fits = fits and (not offsets or len(raw) > 0)
+        for x in vectors:
+            fits = fits and x.shape == first[-1:]
     return None if fits else "shapes that do not fit"
 
 

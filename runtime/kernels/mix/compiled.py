@@ -19,8 +19,7 @@ from multiway.runtime.kernels.native.calls import (
 
 SKIP, WRITE, ADD = range(3)
 
-_VECTORS = ("gains", "biases", "offsets")
-_POINTERS = ("history", "history_strides", "weights", "outputs", *_VECTORS, "rows")
+_POINTERS = ("history", "history_strides", "weights", "outputs", "gains", "biases", "rows")
 _BACKWARD = ("grads", "grad_strides", "pushes", "modes", "dweights", "totals", "sums")
 
 
@@ -29,8 +28,7 @@ class _Call(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("tokens", "width", "sources", "ways", "norms")),
-        *((name, ctypes.c_int64) for name in ("raws", "shifts", "threads", "kind")),
-        ("weight_stride", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in ("raws", "threads", "kind", "weight_stride")),
         ("eps", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in (*_POINTERS, *_BACKWARD)),
     ]
@@ -42,12 +40,10 @@ def available(dtype: torch.dtype) -> bool:
 
 
 def forward(inputs: Inputs, plan: Plan) -> list[torch.Tensor]:
-    """The outputs, each [..., D], the last of them in `inputs.place` if that is given."""
-    first, place = inputs.history[0], inputs.place
-    made = plan.outputs if place is None else plan.outputs[:-1]
-    outputs = [first.new_empty(first.shape) for _ in made]
-    if place is not None:
-        outputs.append(place)
+    """The outputs, each [..., D]."""
+    first = inputs.history[0]
+    shape = first.shape
+    outputs = [first.new_empty(shape) for _ in plan.outputs]
     call = _call(inputs, plan, outputs, rows=addresses(outputs))
     if call.tokens:
         _run("mix_forward", call, first.dtype)
@@ -96,19 +92,17 @@ def _call(inputs: Inputs, plan: Plan, keep: Maybes, **lists: list[int]) -> _Call
     vectors, row = len(plan.normed), (width,)
     gains, gains_at, _ = rows_of_all(inputs.gains, row, first.dtype)
     biases, biases_at, _ = rows_of_all(inputs.biases, row, first.dtype)
-    offsets, offsets_at, _ = rows_of_all(inputs.offsets, row, first.dtype)
     assert len(gains) in (0, vectors) and len(biases) in (0, vectors)
-    both = places, steps, outputs, gains_at, biases_at, offsets_at
-    block, at = laid_out((*both, *lists.values()))
+    block, at = laid_out((places, steps, outputs, gains_at, biases_at, *lists.values()))
     call = _Call(  # in the order of the fields: names, and fields set later, take longer
-        tokens, width, sources, ways, vectors, len(plan.raw), len(offsets),
+        tokens, width, sources, ways, vectors, len(plan.raw),
         threads(tokens * width * sources, tokens), NORMS.index(plan.norm),
         0 if shared else ways * sources, plan.eps,
-        at[0], at[1], weights.data_ptr(), *at[2:6],
+        at[0], at[1], weights.data_ptr(), *at[2:5],
     )  # fmt: skip
-    for name, place in zip(lists, at[6:], strict=True):
+    for name, place in zip(lists, at[5:], strict=True):
         setattr(call, name, place)
-    call.kept = (block, *keep, weights, *rows, *gains, *biases, *offsets)
+    call.kept = (block, *keep, weights, *rows, *gains, *biases)
     return call
 
 

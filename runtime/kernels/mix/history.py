@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from multiway.runtime.kernels.kernel import sums_of_rows
 from multiway.runtime.kernels.mix import compiled, op
 from multiway.runtime.kernels.mix.buffer import Buffer
 from multiway.runtime.kernels.mix.plan import Inputs, Plan, Wanted
@@ -130,20 +129,6 @@ class History(list[Tensor]):
                 return False
         return True
 
-    def room(self, like: Tensor) -> Tensor | None:
-        """A tensor of this shape and type where the next entry is to lie, if that may be."""
-        return None if self.buffer is None else self.buffer.entry(len(self.sources), like)
-
-    def begin(self, like: Tensor) -> Tensor | None:
-        """`room` for a stream that nobody reads but a sum, which becomes the next entry."""
-        return None if self.buffer is None else self.buffer.begin(len(self.sources), like)
-
-    def goes_on(self, x: Tensor) -> bool:
-        """Whether x is what was written to the place of `begin`, so that the next entry may be made
-        of it where it stands. True once.
-        """
-        return self.buffer is not None and self.buffer.goes_on(len(self.sources), x)
-
     def stacked(self) -> Tensor | None:
         """[L, ..., D], where there is to be a buffer. Entries are copied there the first time."""
         if self.buffer is None:
@@ -179,15 +164,14 @@ class Mix(torch.autograd.Function):
         ctx: Any,
         plan: Plan,
         slots: Sequence[Slot | None],
-        counts: tuple[int, int, int],
+        counts: tuple[int, int],
         stacked: Tensor | None,
         weights: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
         ctx.plan, ctx.slots, ctx.counts, ctx.stacked = plan, slots, counts, stacked is not None
         ctx.set_materialize_grads(False)
-        kept = tensors[: len(tensors) - counts[-1]]  # backward does not read offsets
-        ctx.save_for_backward(weights, *kept, *([stacked] if stacked is not None else []))
+        ctx.save_for_backward(weights, *tensors, *([stacked] if stacked is not None else []))
         return tuple(op.forward(_inputs(weights, tensors, *counts), plan, stacked))
 
     @staticmethod
@@ -199,8 +183,7 @@ class Mix(torch.autograd.Function):
             )
         weights, *tensors = ctx.saved_tensors
         stacked = tensors.pop() if ctx.stacked else None
-        gains, biases, offsets = ctx.counts
-        inputs = _inputs(weights, tensors, gains, biases, 0)
+        inputs = _inputs(weights, tensors, *ctx.counts)
         needs = ctx.needs_input_grad[4:]
         slots: Sequence[Slot | None] = ctx.slots
         into = [None if slot is None else slot.get() for slot in slots]
@@ -211,23 +194,17 @@ class Mix(torch.autograd.Function):
             if slot is not None:
                 slot.set(grad)
             back.append(grad if slot is None else None)
-        summed = sums_of_rows(grads[-1], needs[len(needs) - offsets :])
-        return None, None, None, None, found.weights, *back, *found.gains, *found.biases, *summed
+        return None, None, None, None, found.weights, *back, *found.gains, *found.biases
 
 
-def _inputs(
-    weights: Tensor, tensors: Sequence[Tensor], gains: int, biases: int, offsets: int
-) -> Inputs:
-    """The inputs from history, gains, biases and offsets behind each other."""
-    third = len(tensors) - offsets
-    second = third - biases
-    first = second - gains
+def _inputs(weights: Tensor, tensors: Sequence[Tensor], gains: int, biases: int) -> Inputs:
+    """The inputs from history, gains and biases behind each other."""
+    sources = len(tensors) - gains - biases
     return Inputs(
-        history=tensors[:first],
+        history=tensors[:sources],
         weights=weights,
-        gains=tensors[first:second],
-        biases=tensors[second:third],
-        offsets=tensors[third:],
+        gains=tensors[sources : sources + gains],
+        biases=tensors[sources + gains :],
     )
 
 
@@ -252,7 +229,7 @@ def mix(history: History, inputs: Inputs, plan: Plan) -> tuple[Tensor, ...]:
         return tuple(op.forward(inputs, plan, stacked))
     slots = [source.slot for source in history.sources]
     reads = [source.node for source in history.sources]
-    counts = len(inputs.gains), len(inputs.biases), len(inputs.offsets)
-    vectors = (*inputs.gains, *inputs.biases, *inputs.offsets)
+    counts = len(inputs.gains), len(inputs.biases)
+    vectors = (*inputs.gains, *inputs.biases)
     run: Callable[..., tuple[Tensor, ...]] = Mix.apply
     return run(plan, slots, counts, stacked, inputs.weights, *reads, *vectors)

@@ -20,7 +20,7 @@ enum { FLUSH = 64 };       /* tokens summed in the working type before they go t
 
 /* compiled.py declares the same; strides count elements. */
 struct call {
-    int64_t tokens, width, sources, ways, norms, raws, shifts, threads, kind;
+    int64_t tokens, width, sources, ways, norms, raws, threads, kind;
     int64_t weight_stride; /* from token to token; 0 for weights that all tokens share */
     double eps;
     const void *const *history; /* [sources] rows */
@@ -28,7 +28,6 @@ struct call {
     const void *weights;    /* [tokens or 1, ways, sources] */
     const int64_t *outputs; /* [norms + raws] the way of each: normed, then raw */
     const void *const *gains, *const *biases; /* [norms] rows of `width`, or NULL */
-    const void *const *offsets; /* forward: [shifts] rows of `width`, added to the last raw way */
     void *const *rows; /* forward: [norms + raws] of [tokens, width] to write */
     /* What follows is for backward only. */
     const void *const *grads; /* [norms + raws] rows, NULL where nothing comes back */

@@ -40,7 +40,6 @@ struct NAME(work) {
     REAL **streams;                /* [active] where the streams of this token stand */
     REAL *scratch, *deltas;        /* [active, pitch] streams; their gradients */
     REAL *ones, *zeros;            /* [pitch] for a norm without gain or bias */
-    REAL *offset;                  /* [pitch] the sum of all offsets */
     REAL *wide, *made;             /* of bfloat16: weights; a row of a result or of its gradient */
     const REAL **gains, **biases;  /* [norms] */
     REAL *dgains, *dbiases;        /* [norms, pitch] summed since the last flush */
@@ -57,7 +56,7 @@ INLINE const REAL *NAME(vector)(const void *x, REAL *room, int64_t n)
 static int NAME(start)(struct NAME(work) *w, const struct call *c, int backward)
 {
     const int64_t pitch = (c->width + LANES - 1) / LANES * LANES;
-    const int64_t rows = c->ways * (1 + backward) + 3 + 2 * c->norms * backward
+    const int64_t rows = c->ways * (1 + backward) + 2 + 2 * c->norms * backward
                          + HALF * (1 + 2 * c->norms);
     const size_t reals = (size_t)(rows * pitch + c->ways * c->sources * (1 + HALF)) * sizeof(REAL);
     const size_t words = (size_t)(4 * c->ways + c->sources + 2 * c->norms) * 8;
@@ -71,8 +70,6 @@ static int NAME(start)(struct NAME(work) *w, const struct call *c, int backward)
     w->ones = at;
     at += pitch;
     w->zeros = at;
-    at += pitch;
-    w->offset = at;
     at += pitch;
     if (backward) {
         w->deltas = at;
@@ -104,9 +101,6 @@ static int NAME(start)(struct NAME(work) *w, const struct call *c, int backward)
         w->gains[i] = c->gains ? NAME(vector)(c->gains[i], room, c->width) : w->ones;
         w->biases[i] = c->biases ? NAME(vector)(c->biases[i], room + pitch, c->width) : w->zeros;
     }
-    for (int64_t i = 0; i < c->shifts; i++)
-        for (int64_t d = 0; d < c->width; d++)
-            w->offset[d] += NAME(one)(((const ELEMENT *)c->offsets[i])[d]);
     for (int64_t way = 0; way < c->ways; way++) w->slot[way] = -1;
     for (int64_t i = 0; i < c->norms + c->raws; i++) {
         const int64_t way = c->outputs[i];
@@ -176,14 +170,6 @@ static void NAME(sums)(const struct NAME(work) *w, const struct call *c)
 #undef RUN
 }
 
-/* x plus all offsets, in `y`, which may be x. */
-INLINE const REAL *NAME(shifted)(const struct NAME(work) *w, const REAL *x, REAL *y, int64_t width)
-{
-#pragma omp simd
-    for (int64_t d = 0; d < width; d++) y[d] = x[d] + w->offset[d];
-    return y;
-}
-
 static void NAME(forward_token)(struct NAME(work) *w, const struct call *c, int64_t t)
 {
     const int64_t width = c->width;
@@ -204,7 +190,6 @@ static void NAME(forward_token)(struct NAME(work) *w, const struct call *c, int6
     for (int64_t i = c->norms; i < c->norms + c->raws; i++) { /* a way that is asked for twice */
         const REAL *x = w->streams[w->slot[c->outputs[i]]];
         REAL *y = (REAL *)c->rows[i] + t * width;
-        if (c->shifts && i + 1 == c->norms + c->raws) x = NAME(shifted)(w, x, HALF ? w->made : y, width);
         end_row(HALF, c->rows[i], t * width, (const float *)x, width);
         if (!HALF && x != y) memcpy(y, x, (size_t)width * sizeof(REAL));
     }

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import sums_of_rows
 from multiway.runtime.kernels.mix import compiled, plain
 from multiway.runtime.kernels.mix.plan import Grads, Inputs, Maybes, Plan, Wanted, no_grads
 
@@ -41,7 +40,6 @@ def backward(
 # file are not: the schemas say the same.
 _PLAN = "str norm, float eps, int[] normed, int[] raw"
 _INPUTS = "Tensor[] history, Tensor weights, Tensor[] gains, Tensor[] biases"
-_FORWARD = f"{_INPUTS}, Tensor[] offsets"
 
 
 def _fused_mix(
@@ -49,13 +47,12 @@ def _fused_mix(
     weights: Tensor,
     gains: list[Tensor],
     biases: list[Tensor],
-    offsets: list[Tensor],
     norm: str,
     eps: float,
     normed: Sequence[int],
     raw: Sequence[int],
 ) -> list[Tensor]:
-    inputs = Inputs(history=history, weights=weights, gains=gains, biases=biases, offsets=offsets)
+    inputs = Inputs(history=history, weights=weights, gains=gains, biases=biases)
     plan = Plan(norm=norm, eps=eps, normed=tuple(normed), raw=tuple(raw))
     return forward(inputs, plan)
 
@@ -85,7 +82,7 @@ def _fused_mix_backward(
 
 
 fused_mix_op = torch.library.custom_op(
-    "multiway::fused_mix", _fused_mix, mutates_args=(), schema=f"({_FORWARD}, {_PLAN}) -> Tensor[]"
+    "multiway::fused_mix", _fused_mix, mutates_args=(), schema=f"({_INPUTS}, {_PLAN}) -> Tensor[]"
 )
 fused_mix_backward_op = torch.library.custom_op(
     "multiway::fused_mix_backward",
@@ -96,8 +93,8 @@ fused_mix_backward_op = torch.library.custom_op(
 
 
 @fused_mix_op.register_fake
-def _(history: Any, weights: Any, gains: Any, biases: Any, _: Any, *plan: Any) -> list[Tensor]:
-    *_, normed, raw = plan
+def _(history: Any, weights: Any, gains: Any, biases: Any, *plan: Any) -> list[Tensor]:
+    _, _, normed, raw = plan
     return [history[0].new_empty(history[0].shape) for _ in (*normed, *raw)]
 
 
@@ -110,7 +107,7 @@ def _(grads: Any, history: Any, weights: Any, gains: Any, biases: Any, *plan: An
 
 
 def _setup(ctx: Any, inputs: Any, output: Any) -> None:
-    history, weights, gains, biases, _, *ctx.plan = inputs
+    history, weights, gains, biases, *ctx.plan = inputs
     ctx.save_for_backward(*history, weights, *gains, *biases)
     ctx.sizes = len(history), len(gains), len(biases)
     ctx.set_materialize_grads(False)
@@ -119,7 +116,7 @@ def _setup(ctx: Any, inputs: Any, output: Any) -> None:
 def _backward(ctx: Any, grads: Any) -> Any:
     sources, gains, biases = ctx.sizes
     saved = list(ctx.saved_tensors)
-    need_history, need_weights, need_gains, need_biases, need_offsets, *_ = ctx.needs_input_grad
+    need_history, need_weights, need_gains, need_biases, *_ = ctx.needs_input_grad
     tensors = saved[:sources], saved[sources], saved[-gains - biases :][:gains]
     made = iter(
         fused_mix_backward_op(
@@ -137,10 +134,9 @@ def _backward(ctx: Any, grads: Any) -> Any:
         [x if need else None for need, x in zip(needs, made, strict=False)]
         for needs in (need_gains, need_biases)
     ]
-    offsets = sums_of_rows(grads[-1], need_offsets)
     # torch takes an empty list of ints for one of tensors, and wants a list back for it.
     rest: list[Any] = [[] if value == [] else None for value in ctx.plan]
-    return history, weights, *vectors, offsets, *rest
+    return history, weights, *vectors, *rest
 
 
 fused_mix_op.register_autograd(_backward, setup_context=_setup)

@@ -32,10 +32,7 @@ def forward(inputs: Inputs, plan: Plan, stacked: Tensor | None = None) -> list[T
             outputs.append(_norm(streams[way], gain, bias, plan).reshape(shape))
         # Copies: outputs of an operator must not share memory.
         keep = torch.contiguous_format
-        raws = [streams[way] for way in plan.raw]
-        outputs.extend(x.clone(memory_format=keep).view(shape) for x in raws[:-1])
-        if raws:
-            outputs.append(_last(raws[-1].view(shape), inputs))
+        outputs.extend(streams[way].clone(memory_format=keep).view(shape) for way in plan.raw)
         return outputs
 
 
@@ -73,14 +70,6 @@ def _streams(inputs: Inputs, batch: Tensor) -> Tensor:
         flat = inputs.weights @ batch.transpose(0, 1).reshape(sources, tokens * width)
         return flat.view(ways, tokens, width)
     return torch.bmm(inputs.weights.reshape(tokens, ways, sources), batch).transpose(0, 1)
-
-
-def _last(x: Tensor, inputs: Inputs) -> Tensor:
-    """x [..., D] plus all offsets, where it is to lie."""
-    out = x.new_empty(x.shape) if inputs.place is None else inputs.place
-    if not inputs.offsets:
-        return out.copy_(x)
-    return torch.add(x, sum(inputs.offsets[1:], inputs.offsets[0]), out=out)
 
 
 def _norm(x: Tensor, gain: Tensor | None, bias: Tensor | None, plan: Plan) -> Tensor:

@@ -39,16 +39,13 @@ def plan_of(norm: str, eps: float, normed: tuple[int, ...], raw: tuple[int, ...]
 @dataclass(kw_only=True, slots=True)
 class Inputs:
     """history: L of [..., D]; weights: [..., C, L] or [C, L]; gains, biases: one [D] for each
-    normalised way, or none at all; offsets: any number of [D], which are added to the last output,
-    a way as it is; place: where that is to be written.
+    normalised way, or none at all.
     """
 
     history: Tensors
     weights: torch.Tensor
     gains: Tensors
     biases: Tensors
-    offsets: Tensors = ()
-    place: torch.Tensor | None = None
 
     @property
     def shared(self) -> bool:
