@@ -142,8 +142,6 @@ def products(graph: LayerGraph) -> int:
             found += sum(path.endswith("weight") for path in record.params.values())
         elif record.op == "token_weights":
             found += 2
-        elif record.op == "mix_linear":
-            found += len(record.attrs["normed"])
         elif record.op == "linear_sum":
             found += len(graph.arguments(record.path)["xs"])
     return found

@@ -205,7 +205,8 @@ PIPELINE: tuple[Pass, ...] = (
         ),
         only="train",
     ),
-    # Behind the plan, which takes linears for its own fusion. It keeps as many bytes or fewer.
+    # Behind the plan, for which a product and its activation are two: one may be kept without the
+    # other. It keeps as many bytes or fewer.
     Pass(
         name="fuse_activations",
         does="gelu of a linear and the norm behind it, and gates with what they gate, in one pass",

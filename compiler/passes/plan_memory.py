@@ -8,11 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from multiway.compiler.costs import default_sizes
-from multiway.compiler.fusion import Rewriter, Tally, fuse, fusions
+from multiway.compiler.fusion import Rewriter, Tally
 from multiway.compiler.graph import LayerGraph, block_of
 from multiway.compiler.kept import Block, Keeping, Node
-
-PASS = "plan_memory"
 
 
 @dataclass(kw_only=True)
@@ -28,10 +26,8 @@ def plan_memory(
     """The graph with nodes marked for recomputation, so that what is kept fits the budget.
 
     From the plan that recomputes every block as a whole, nodes are taken out again as far as the
-    budget allows: those first that save most FLOPs for a byte, of equal ones the earliest. Where
-    no plan fits, fused ops whose fusion names this pass keep their inputs only, and it is planned
-    again. Without a budget nothing is recomputed. What cannot be reached is reached as nearly as it
-    can be.
+    budget allows: those first that save most FLOPs for a byte, of equal ones the earliest. Without
+    a budget nothing is recomputed. What cannot be reached is reached as nearly as it can be.
 
     sizes: numbers for named sizes. Lengths that are not given count as the longest that is.
     """
@@ -43,13 +39,6 @@ def plan_memory(
     if keeping.total <= budget:
         return graph
     make_all_again(keeping)
-    if keeping.total > budget:
-        for fusion in fusions():
-            if fusion.by == PASS:
-                graph = fuse(graph, fusion, tally)
-        keeping = Keeping(graph, sizes)
-        if keeping.total > budget:
-            make_all_again(keeping)
     keep_what_is_dear(keeping, budget)
     chosen = keeping.nodes_again()
     if chosen == graph.recompute:

@@ -214,8 +214,7 @@ def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each:
         spec = member(name)
         spec = spec.for_head("vqa" if "vqa" in spec.heads else None)
         built = mw.build(spec, program=program)
-        budget = 0 if each.by == "plan_memory" else None
-        stages = run_pipeline(built, Options(memory_budget=budget))
+        stages = run_pipeline(built, Options())
         graph = stages[[stage.name for stage in stages].index(each.by) - 1].graph
         matches = [m for r in graph if r.op in each.roots and (m := each.match(graph, r))]
         tally = Tally()
