@@ -31,7 +31,7 @@ from multiway.runtime.kernels.attention import attention
 from multiway.runtime.kernels.heads import rotate_heads
 from multiway.runtime.kernels.linear_cross_entropy import linear_cross_entropy
 from multiway.runtime.kernels.norms import norm_pair, rms_norm
-from multiway.runtime.kernels.packed_linear import adjoin, packed_linear
+from multiway.runtime.kernels.packed_linear import packed_linear
 
 Compute = Callable[..., Any]
 
@@ -92,17 +92,16 @@ def linear_cases() -> Iterator[Case]:
     for tokens, width, widths in (*sizes, (1, 768, (768,) * 3)):
         count = len(widths)
         apart = [nn.Parameter(torch.randn(n, width)) for n in widths]
-        joined = [nn.Parameter(torch.randn(n, width)) for n in widths]
-        adjoin(joined)
+        joined = torch.randn(sum(widths), width).split(list(widths))
         yield Case(
             name="packed_linear",
             size=f"{tokens} x {width} -> {count} x {widths[0]}",
             ways={
                 "one by one": lambda x, *w, n=count: [nn.functional.linear(x, e) for e in w[:n]],
                 "kernel": lambda x, *w, n=count: packed_linear(x, w[:n]),
-                "adjoined": lambda x, *w, n=count: packed_linear(x, w[n:]),
+                "adjacent": lambda x, *_, w=joined: packed_linear(x, w),
             },
-            inputs=[numbers(tokens, width), *apart, *joined],
+            inputs=[numbers(tokens, width), *apart],
         )
 
 

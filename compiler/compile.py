@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import fx, nn
 
 from multiway.compiler.build import parameters, program_names
-from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value, grouped
+from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value
 from multiway.compiler.lower import empty_parameters, lower
 from multiway.compiler.ops.cross_entropy import IGNORED
 from multiway.compiler.pipeline import Options
@@ -20,7 +19,6 @@ from multiway.compiler.types import Sym, Tensor, Type, number
 from multiway.runtime.collector import resting
 from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
-from multiway.runtime.kernels.packed_linear import adjoin, gains_from_adjacency
 from multiway.runtime.model import Model, Programs
 from multiway.specs.errors import MultiwayError
 from multiway.specs.spec import Spec
@@ -66,8 +64,6 @@ def compile_spec(
     @resting()
     def program(name: str, parts: nn.Module) -> fx.GraphModule:
         graph = stages[name][-1].graph
-        if options is not None:
-            pack(graph, parts)
         return lower(graph, parts, kernels=options is not None)
 
     return Model(
@@ -77,35 +73,6 @@ def compile_spec(
         expected=lambda name: expected_inputs(spec, stages[name][0].graph),
         balance_rates=rates,
     )
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def pack(graph: LayerGraph, containers: nn.Module) -> None:
-    """Lays weights that one product reads one behind the other in memory, where that gains.
-
-    Values, names and identities of parameters stay; a parameter that lies beside others already
-    stays there. A program may be lowered while gradients are off; its parameters stay trainable.
-    """
-    for paths in _read_together(graph):
-        found = {
-            role: [attrgetter(path)(containers) for path in each] for role, each in paths.items()
-        }
-        if not gains_from_adjacency(found.get("weights", [])):
-            continue
-        for group in found.values():
-            if not all(type(p) is nn.Parameter for p in group):
-                continue  # a call with other parameters made the program
-            alone = all(p.untyped_storage().nbytes() == p.nbytes for p in group)
-            if alone and len({p.dtype for p in group}) == 1 and not group[0].is_meta:
-                adjoin(group)
-
-
-def _read_together(graph: LayerGraph) -> Iterator[dict[str, list[str]]]:
-    """Paths of the weights and the biases of linears of one input."""
-    for record in graph:
-        if record.op == "packed_linear":
-            yield {role: list(paths) for role, paths in grouped(record.params).items()}
 
 
 def _initialise(

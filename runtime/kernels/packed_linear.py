@@ -1,19 +1,20 @@
-"""Several linears of one input: one product, or one after another, whichever is faster.
+"""Several linears of one input: one after another, or one product where weights lie together.
 
-Measured on the CPU (torch 2.13, MKL, 2 cores, float32, median of interleaved ratios; 1.00 is one
-linear after another):
+Weights that a program folds norms into lie one behind the other (runtime/folded.py); parameters of
+a model lie apart. Measured on the CPU (torch 2.13, MKL, 2 cores, float32, median of interleaved
+ratios; 1.00 is one linear after another):
 
-                                 one product     concatenated    apart, gradient of x
-                                 over adjacent   first           summed in the products
-    tokens x D -> widths         forward train   forward train   train
-    2048 x 256 -> 2 x 682           0.74  0.97      0.80  0.96
-    2048 x 256 -> 3 x 256           0.98  1.11      0.96                   1.00
-    512 x 256  -> 3 x 256           1.07            1.11
-    1024 x 768 -> 3 x 768           1.07            1.09                   0.98 - 1.00
-    948 x 768  -> 3 x 768           1.06            1.06                   0.99 - 1.00
-    8 x 768    -> 3 x 768           1.18            1.99                   0.93
-    1 x 768    -> 3 x 768           1.20            3.31
-    1 x 64     -> 3 x 64            2.87            1.30                   1.35
+                                 one product     apart, gradient of x
+                                 over adjacent   summed in the products
+    tokens x D -> widths         forward         train
+    2048 x 256 -> 2 x 682           0.74
+    2048 x 256 -> 3 x 256           0.98            1.00
+    512 x 256  -> 3 x 256           1.07
+    1024 x 768 -> 3 x 768           1.07            0.98 - 1.00
+    948 x 768  -> 3 x 768           1.06            0.99 - 1.00
+    8 x 768    -> 3 x 768           1.18            0.93
+    1 x 768    -> 3 x 768           1.20
+    1 x 64     -> 3 x 64            2.87            1.35
 
 So on the CPU one product pays for many tokens of few channels where a width is no multiple of 16
 (MKL is slow there), and nowhere else: the bare product of small weights is faster when they are
@@ -43,8 +44,7 @@ def packed_linear(
     """One linear of x for each weight, in order.
 
     x: [*, D]; weights: [F_i, D] each; biases: [F_i] each, or none at all -> [*, F_i] each.
-    The results may be views of one tensor [*, sum F_i], and so may the gradients of the weights be
-    of one [sum F_i, D]: each is contiguous, no two overlap, and what changes one leaves the others.
+    The results may be views of one tensor [*, sum F_i]: what changes one leaves the others.
     A second backward pass through it raises RuntimeError.
     """
     biases = biases or ()
@@ -54,14 +54,12 @@ def packed_linear(
         return _apart(x, weights, biases)
     if autocasts(x) or not _ordinary(x, *weights, *biases):
         return _apart(x, weights, biases)
-    if _one_product(x, weights):
-        if adjacent(weights) and (not biases or adjacent(biases)):
-            widths = [weight.shape[0] for weight in weights]
-            joined: Tensor = _Adjacent.apply(x, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]
-            return torch.split(joined, widths, -1)
-        if len({weight.dtype for weight in weights}) == 1:
-            return _concatenated(x, weights, biases)
-    if x.requires_grad and torch.is_grad_enabled():
+    learns = torch.is_grad_enabled() and any(each.requires_grad for each in (x, *weights, *biases))
+    if not learns and _one_product(x, weights, biases):
+        bias = _joined(biases) if biases else None
+        y = torch.nn.functional.linear(x, _joined(weights), bias)
+        return torch.split(y, [weight.shape[0] for weight in weights], -1)
+    if learns and x.requires_grad:
         results: tuple[Tensor, ...] = _Summed.apply(x, len(weights), *weights, *biases)  # type: ignore[no-untyped-call]
         return results
     return _apart(x, weights, biases)
@@ -82,53 +80,21 @@ def adjacent(tensors: Sequence[Tensor]) -> bool:
     return storage != 0
 
 
-def adjoin(parameters: list[nn.Parameter]) -> None:
-    """Moves parameters into one storage, one behind the other, so that `adjacent` holds.
-
-    Values, shapes, `requires_grad`, gradients and the identity of the parameters stay. What else
-    shared their storage no longer does. Copies (`deepcopy`) and `load_state_dict(assign=True)` lie
-    apart again. Raises ValueError where types, devices or trailing axes differ, where one stands
-    twice or where one is not an ordinary dense parameter.
-    """
-    if len(parameters) < 2:
-        return
-    first = parameters[0]
-    if len({id(each) for each in parameters}) < len(parameters):
-        raise ValueError("cannot adjoin parameters: one stands twice")
-    for each in parameters:
-        if type(each) is not nn.Parameter or each.layout != torch.strided or each.is_meta:
-            raise ValueError(f"cannot adjoin {type(each).__name__} on {each.device}")
-        if each.dtype != first.dtype or each.device != first.device:
-            one, other = (f"{p.dtype} on {p.device}" for p in (first, each))
-            raise ValueError(f"cannot adjoin parameters of {one} and {other}")
-        if each.shape[1:] != first.shape[1:] or each.dim() == 0:
-            one, other = (str(list(p.shape)) for p in (first, each))
-            raise ValueError(f"cannot adjoin parameters of shapes {one} and {other}")
-    if adjacent(parameters):
-        return
-    joined = torch.cat([each.detach() for each in parameters])
-    for each, part in zip(
-        parameters, torch.split(joined, [len(p) for p in parameters]), strict=True
-    ):
-        each.data = part
-
-
 def _ordinary(*tensors: Tensor) -> bool:
     """Whether all are torch's own dense tensors, whose memory may be looked at."""
     return all(type(each) in (Tensor, nn.Parameter) and not each.is_meta for each in tensors)
 
 
-def gains_from_adjacency(weights: Sequence[Tensor]) -> bool:
-    """Whether one product over weights [F_i, D] is ever taken. Only then is moving them of use."""
-    if not weights or not weights[0].is_cpu:
-        return bool(weights)
-    narrow = weights[0].shape[-1] <= NARROW
-    return narrow and any(weight.shape[0] % 16 for weight in weights)
-
-
-def _one_product(x: Tensor, weights: Sequence[Tensor]) -> bool:
-    many = not x.is_cpu or x.numel() >= MANY_TOKENS * x.shape[-1]
-    return many and gains_from_adjacency(weights)
+def _one_product(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> bool:
+    """Whether one product over weights [F_i, D] is possible without a copy, and faster."""
+    width = x.shape[-1]
+    if x.is_cpu and not (
+        x.numel() >= MANY_TOKENS * width
+        and width <= NARROW
+        and any(weight.shape[0] % 16 for weight in weights)
+    ):
+        return False
+    return adjacent(weights) and (not biases or adjacent(biases))
 
 
 def _large(x: Tensor, weights: Sequence[Tensor]) -> bool:
@@ -145,51 +111,11 @@ def _apart(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> tu
     return tuple(linear(x, w, b) for w, b in zip(weights, biases, strict=True))
 
 
-def _concatenated(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    bias = torch.cat(list(biases)) if biases else None
-    y = torch.nn.functional.linear(x, torch.cat(list(weights)), bias)
-    return torch.split(y, [weight.shape[0] for weight in weights], -1)
-
-
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
     """One tensor over the memory of adjacent ones, for reading only."""
     first = tensors[0].detach()
     rows = sum(each.shape[0] for each in tensors)
     return first.as_strided((rows, *first.shape[1:]), first.stride())
-
-
-class _Adjacent(torch.autograd.Function):
-    """One product over adjacent weights: x, number of weights, weights, biases -> [*, sum F_i]."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, count: int, *parameters: Tensor) -> Tensor:
-        weights, biases = parameters[:count], parameters[count:]
-        ctx.save_for_backward(x, *weights)
-        bias = _joined(biases) if biases else None
-        return torch.nn.functional.linear(x, _joined(weights), bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        widths = [weight.shape[0] for weight in weights]
-        need_x, _, *needs = ctx.needs_input_grad
-        need_weights, need_biases = needs[: len(weights)], needs[len(weights) :]
-        rows = grad.reshape(-1, grad.shape[-1])
-        x_grad = (rows @ _joined(weights)).view(x.shape) if need_x else None
-        inputs = x.reshape(-1, x.shape[-1])
-        grads: list[Tensor | None] = [None] * len(needs)
-        if all(need_weights):
-            grads[: len(weights)] = torch.split(rows.t() @ inputs, widths)
-        elif any(need_weights):
-            for i, part in enumerate(torch.split(rows, widths, -1)):
-                grads[i] = part.t() @ inputs if need_weights[i] else None
-        if any(need_biases):
-            parts = zip(torch.split(rows.sum(0), widths), need_biases, strict=True)
-            grads[len(weights) :] = [part if needed else None for part, needed in parts]
-        return x_grad, None, *grads
 
 
 class _Summed(torch.autograd.Function):
@@ -237,7 +163,7 @@ KERNELS = [
         op="packed_linear",
         run=packed_linear,
         refuses=_refuses,
-        doc="one product over several weights where that is faster than one for each",
+        doc="one product over weights that lie together; else one gradient of x for all products",
         portable=True,
     )
 ]

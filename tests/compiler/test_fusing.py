@@ -42,8 +42,7 @@ from multiway.compiler.passes.plan_memory import kept_bytes
 from multiway.compiler.pipeline import PIPELINE, Options, Pass
 from multiway.compiler.pipeline import run as run_pipeline
 from multiway.compiler.verify import VerificationError, verify
-from multiway.runtime.kernels import kernels
-from multiway.runtime.kernels.packed_linear import adjacent
+from multiway.runtime.kernels import kernels, packed_linear
 from multiway.specs.errors import MultiwayError
 
 Mappings = dict[str, Any]
@@ -415,18 +414,11 @@ def test_a_kernel_is_of_an_op() -> None:
 # Parameters
 
 
-def test_weights_of_one_product_lie_together_and_files_do_not_show_it(tmp_path: Any) -> None:
-    # Heads of 10 channels, so that widths are no multiples of 16: there one product gains.
-    spec = mw.load("pythia-test", set={"block.attention.head_width": 10})
+def test_files_do_not_show_what_was_fused(tmp_path: Any) -> None:
+    spec = mw.load("pythia-test")
     plain, fused = pair(spec)
     before = {name: p.clone() for name, p in fused.named_parameters()}
-    with torch.inference_mode():
-        _ = fused.programs["loss"]
-    attention = "blocks.0.attention."
-    group = [fused.get_parameter(f"{attention}{name}.weight") for name in ("query", "key", "value")]
-    assert adjacent(group)
-    for name, parameter in fused.named_parameters():
-        assert torch.equal(parameter, before[name])
+    _ = fused.programs["loss"]
     mw.save(fused, tmp_path / "fused.safetensors")
     mw.save(plain, tmp_path / "plain.safetensors")
     for path in ("fused", "plain"):
@@ -442,11 +434,31 @@ def test_weights_of_one_product_lie_together_and_files_do_not_show_it(tmp_path: 
 
 
 def test_a_model_that_ran_without_gradients_first_can_be_trained() -> None:
-    model = mw.compile("pythia-test", set={"block.attention.head_width": 10})
+    model = mw.compile("pythia-test")
     with torch.inference_mode():
         model(tokens=torch.arange(4)[None])
     model.loss(tokens=torch.arange(4)[None], labels=torch.arange(4)[None])[0].backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_folded_weights_of_one_input_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Heads of 10 channels, so that widths are no multiples of 16: there one product gains.
+    spec = mw.load("pythia-test", set={"block.attention.head_width": 10})
+    reference, model = pair(spec, mode="inference", without=["pack_weights"])
+    tokens, products = torch.arange(6)[None], []
+    linear = torch.nn.functional.linear
+
+    def spy(x: Any, weight: Any, bias: Any = None) -> Any:
+        products.append(weight.shape)
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(packed_linear, "LARGE_PRODUCT", 0)
+    monkeypatch.setattr(packed_linear, "MANY_TOKENS", 0)
+    with torch.no_grad():
+        want = reference(tokens=tokens)
+        monkeypatch.setattr(torch.nn.functional, "linear", spy)
+        torch.testing.assert_close(model(tokens=tokens), want)
+    assert products.count((3 * 4 * 10, 64)) == len(spec.blocks)
 
 
 def test_folded_weights_follow_their_parameters() -> None:
