@@ -49,7 +49,7 @@ def match(graph: LayerGraph, first: Record) -> Match | None:
         if (record := graph.record(path)).op == "linear"
         and argument == "x"
         and form(graph, record) == form(graph, first)
-        and part_of(path) == part_of(first.path)
+        and _part_of(path) == _part_of(first.path)
     ]
     if len(group) < 2 or not block_of(first.path):
         return None
@@ -64,7 +64,7 @@ def match(graph: LayerGraph, first: Record) -> Match | None:
     )
 
 
-def part_of(path: str) -> tuple[str, str]:
+def _part_of(path: str) -> tuple[str, str]:
     """The block of a node and its part there: `blocks.3`, `attention`."""
     block = block_of(path)
     return block, path.removeprefix(f"{block}.").split(".")[0]
