@@ -20,8 +20,6 @@ from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.op import registry
 from multiway.compiler.verify import VerificationError
 
-NORMS = ("layer_norm", "rms_norm")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
@@ -39,12 +37,18 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
-    """A fused op's place in graphs. `match` is asked for every node whose op is in `roots`."""
+    """A fused op's place in graphs. `match` is asked for every node whose op is in `roots`, and for
+    every norm where `norms` says so.
+    """
 
     op: str
     by: str  # the pass
-    roots: tuple[str, ...]
     match: Callable[[LayerGraph, Record], Match | None]
+    roots: tuple[str, ...] = ()
+    norms: bool = False
+
+    def starts_at(self, record: Record) -> bool:
+        return record.op in self.roots or (self.norms and record.is_norm)
 
 
 @dataclass(kw_only=True)
@@ -68,7 +72,7 @@ def fuse(graph: LayerGraph, fusion: Fusion, tally: Tally) -> LayerGraph:
     found: dict[str, Match] = {}
     gone: set[str] = set()
     for record in graph:
-        if record.op not in fusion.roots or record.path in gone:
+        if record.path in gone or not fusion.starts_at(record):
             continue
         match = fusion.match(graph, record)
         if match is None or not match.outputs or match.nodes & gone:

@@ -25,6 +25,7 @@ OP = Op(
     params={"weights": NORMAL, "biases": ZEROS},
     tokenwise=("residual", "xs"),
     saves=("xs",),
+    packs="each",
     composed=True,
     samples=[
         Sample(
