@@ -100,4 +100,4 @@ def match(graph: LayerGraph, activation: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="linear_activation", by="fuse_activations", roots=("activation",), match=match)
+FUSION = Fusion(op="linear_activation", roots=("activation",), match=match)

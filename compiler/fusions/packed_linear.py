@@ -80,4 +80,4 @@ def _name(paths: list[str]) -> str:
     return ".".join([*front, middle, *parts[0][1:]])
 
 
-FUSION = Fusion(op="packed_linear", by="fuse_projections", roots=("linear",), match=match)
+FUSION = Fusion(op="packed_linear", roots=("linear",), match=match)

@@ -107,4 +107,4 @@ def match(graph: LayerGraph, root: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="rotate_heads", by="fuse_attention", roots=("rotary",), norms=True, match=match)
+FUSION = Fusion(op="rotate_heads", roots=("rotary",), norms=True, match=match)

@@ -132,4 +132,4 @@ def match(graph: LayerGraph, mixed: Record) -> Match | None:
     return routed("routed_ffn", region, experts_of(region) | attrs)
 
 
-FUSION = Fusion(op="routed_ffn", by="group_experts", roots=("mix_experts",), match=match)
+FUSION = Fusion(op="routed_ffn", roots=("mix_experts",), match=match)
