@@ -382,8 +382,8 @@ def test_an_analysis_looks_and_gives_numbers() -> None:
 
 
 def test_an_analysis_that_changes_the_graph_is_caught() -> None:
-    dead = next(each for each in PIPELINE if each.name == "share_common")
-    look = dataclasses.replace(dead, name="mine", kind="analysis", before="share_common")
+    heads = next(each for each in PIPELINE if each.name == "fuse_attention")
+    look = dataclasses.replace(heads, name="mine", kind="analysis", before=heads.name)
     graph = mw.build("mudd-pythia-test")
     with pytest.raises(VerificationError, match="mine is an analysis, and changed the graph"):
         run_pipeline(graph, Options(passes=[look]))
