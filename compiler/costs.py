@@ -13,10 +13,6 @@ from multiway.compiler.op import Op, registry
 from multiway.compiler.types import History, Sizes, Sym, Tensor, Type, number
 
 _BYTES = {"float": 4, "int": 8, "bool": 1}
-VIEWS = (
-    *("split_heads", "merge_heads", "split", "append", "segment_lengths"),
-    *("collect", "spread", "split_lanes", "join_lanes"),
-)
 WIRED = {"history", "mix", "edges", "lanes", "residual"}  # names in paths of a wiring
 PARTS = ("embed", "attention", "ffn", "wiring", "output", "heads", "other")
 
@@ -65,7 +61,7 @@ def costs(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, Cost]:
             continue
         cost = found[part_of(record.path)]
         cost.flops += node_flops(graph, record, sizes)
-        if record.op != "append":  # a list of what is there already
+        if record.definition is not None and record.definition.memory != "list":
             cost.activation_bytes += sum(type_bytes(t, sizes) for t in record.outputs)
     return {part: cost for part, cost in found.items() if cost != Cost()}
 
@@ -122,7 +118,7 @@ def node_moved_bytes(graph: LayerGraph, record: Record, sizes: Mapping[str, int]
     """Bytes that one node reads and writes, in float32, parameters included. Nothing for what is
     made once.
     """
-    if record.op in (INPUT, OUTPUT, *VIEWS) or registry()[record.op].once:
+    if record.definition is None or not record.definition.moves_memory:
         return 0
     types = graph.argument_types(record, graph.arguments(record.path)).values()
     return sum(
@@ -136,15 +132,17 @@ def products(graph: LayerGraph) -> int:
     """How many matrix products a program makes, attention's own not counted."""
     found = 0
     for record in graph:
-        if record.op in ("linear", "packed_linear", "linear_cross_entropy", "linear_activation"):
-            found += 1
-        elif record.op in ("expert_linear", "routed_linear", "routed_ffn"):
-            found += sum(path.endswith("weight") for path in record.params.values())
-        elif record.op == "token_weights":
-            found += 2
-        elif record.op == "linear_sum":
-            found += len(graph.arguments(record.path)["xs"])
+        if record.definition is not None:
+            types = graph.argument_types(record, graph.arguments(record.path))
+            found += _products(record.definition, types, record.attrs)
     return found
+
+
+def _products(op: Op, types: ArgumentTypes, attrs: Mapping[str, Any]) -> int:
+    if op.products is not None or not op.composed:
+        return op.products or 0
+    steps = trace(op, types, attrs).steps
+    return sum(_products(registry()[each.op], each.types, each.attrs) for each in steps)
 
 
 def default_sizes(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from multiway.compiler.fusion import Match, source
@@ -21,8 +21,14 @@ class Region:
 
     def of(self, record: Record, argument: str, *ops: str) -> Record | None:
         """The node that an argument comes from, which becomes one of the region, if its op fits."""
-        found = source(self.graph, record.path, argument)
-        if found is None or found.op not in ops:
+        return self._take(source(self.graph, record.path, argument), lambda each: each.op in ops)
+
+    def norm_of(self, record: Record) -> Record | None:
+        """The same for the norm that a node reads as x."""
+        return self._take(source(self.graph, record.path, "x"), lambda each: each.is_norm)
+
+    def _take(self, found: Record | None, fits: Callable[[Record], bool]) -> Record | None:
+        if found is None or not fits(found):
             return None
         self.nodes.add(found.path)
         return found

@@ -20,8 +20,6 @@ from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.op import registry
 from multiway.compiler.verify import VerificationError
 
-NORMS = ("layer_norm", "rms_norm")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
@@ -39,12 +37,17 @@ class Match:
 
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
-    """A fused op's place in graphs. `match` is asked for every node whose op is in `roots`."""
+    """A fused op's place in graphs. `match` is asked for every node whose op is in `roots`, and for
+    every norm where `norms` says so.
+    """
 
     op: str
-    by: str  # the pass
-    roots: tuple[str, ...]
     match: Callable[[LayerGraph, Record], Match | None]
+    roots: tuple[str, ...] = ()
+    norms: bool = False
+
+    def starts_at(self, record: Record) -> bool:
+        return record.op in self.roots or (self.norms and record.is_norm)
 
 
 @dataclass(kw_only=True)
@@ -53,22 +56,24 @@ class Tally:
 
     fired: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)  # node to reason
+    numbers: dict[str, float] = field(default_factory=dict)  # what an analysis found
 
 
 @functools.cache
-def fusions() -> Sequence[Fusion]:
-    """Every fusion, in the order of the file names."""
+def fusions() -> Mapping[str, Fusion]:
+    """Every fusion by the op that it puts in. Which pass puts it in, and when, says PIPELINE."""
     package = importlib.import_module("multiway.compiler.fusions")
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
-    return [importlib.import_module(f"multiway.compiler.fusions.{name}").FUSION for name in names]
+    found = [importlib.import_module(f"multiway.compiler.fusions.{name}").FUSION for name in names]
+    return {each.op: each for each in found}
 
 
-def fuse(graph: LayerGraph, fusion: Fusion, tally: Tally) -> LayerGraph:
-    """The graph with every match of a fusion replaced."""
+def fuse(graph: LayerGraph, fusion: Fusion, tally: Tally, by: str) -> LayerGraph:
+    """The graph with every match of a fusion replaced. by: the pass that does so."""
     found: dict[str, Match] = {}
     gone: set[str] = set()
     for record in graph:
-        if record.op not in fusion.roots or record.path in gone:
+        if record.path in gone or not fusion.starts_at(record):
             continue
         match = fusion.match(graph, record)
         if match is None or not match.outputs or match.nodes & gone:
@@ -80,7 +85,7 @@ def fuse(graph: LayerGraph, fusion: Fusion, tally: Tally) -> LayerGraph:
         found[match.at] = match
         gone |= match.nodes
     tally.fired += [match.record.path for match in found.values()]
-    return replaced(graph, found, fusion.by) if found else graph
+    return replaced(graph, found, by) if found else graph
 
 
 def shared(graph: LayerGraph, match: Match) -> str:

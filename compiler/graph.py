@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import networkx as nx
 
 from multiway.compiler.init import Init
-from multiway.compiler.op import registry
+from multiway.compiler.op import Op, Packs, registry
 from multiway.compiler.signature import ShapeError
 from multiway.compiler.types import Shape, Tensor, Type, from_plain, to_plain
 from multiway.specs.errors import MultiwayError, Span, nearest, one_of
@@ -66,6 +66,24 @@ class Record:
     outputs: tuple[Type, ...] = ()
     span: Span | None = None
     passes: tuple[str, ...] = ()
+
+    @property
+    def definition(self) -> Op | None:
+        """What its op is; None for the ends of a program, which are no ops."""
+        return registry().get(self.op)
+
+    @property
+    def is_norm(self) -> bool:
+        return self.definition is not None and self.definition.norm
+
+    @property
+    def view_of(self) -> str:
+        """The argument that its outputs are views of, empty where they are none."""
+        return self.definition.view_of if self.definition else ""
+
+    @property
+    def packs(self) -> Packs | None:
+        return self.definition.packs if self.definition else None
 
 
 _BLOCK = re.compile(r"(?:\w+\.)?blocks\.\d+(?=\.)")

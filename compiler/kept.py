@@ -7,11 +7,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from multiway.compiler.costs import node_flops, node_moved_bytes, type_bytes
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
+from multiway.compiler.graph import LayerGraph, Record, Value, block_of
 from multiway.compiler.op import registry
 
 INNER = -1  # the port of a value that is inside of a node
-VIEWS = {"split_heads": "x", "merge_heads": "x", "split": "x", "spread": "x"}
 # What a core computes while it moves a byte, in order of magnitude: ops without products cost what
 # they read and write.
 FLOPS_PER_BYTE = 8.0
@@ -63,7 +62,7 @@ class Keeping:
         self.crossing: set[Value] = set()
         self.blocks: dict[str, Block] = {"": Block(name="")}
         for record in graph:
-            if record.op not in (INPUT, OUTPUT, *VIEWS):
+            if record.definition is not None and not record.view_of:
                 name = block_of(record.path)
                 self.blocks.setdefault(name, Block(name=name)).nodes.append(self._node(record))
         self.holders: Counter[Value] = Counter()
@@ -104,7 +103,7 @@ class Keeping:
         views = {
             record.path
             for record in self.graph
-            if record.op in VIEWS and self._base(Value(record.path)).path in found
+            if record.view_of and self._base(Value(record.path)).path in found
         }
         # A view outside of the block is there for others; it is no part of the block's replay.
         same = {path for path in views if block_of(path) == block_of(self._base(Value(path)).path)}
@@ -139,8 +138,8 @@ class Keeping:
 
     def _base(self, value: Value) -> Value:
         record = self.graph.record(value.path)
-        while record.op in VIEWS:
-            value = self.graph.sources(value.path)[VIEWS[record.op]]
+        while viewed := record.view_of:
+            value = self.graph.sources(value.path)[viewed]
             record = self.graph.record(value.path)
         return value
 
@@ -148,7 +147,7 @@ class Keeping:
         if value in self.bytes:
             return
         record, block = self.graph.record(value.path), block_of(value.path)
-        listed = record.op in (INPUT, "append")
+        listed = record.definition is None or record.definition.memory == "list"
         self.bytes[value] = 0 if listed else type_bytes(self.graph.type(value), self.sizes)
         if not block or any(block_of(reader) != block for reader in self._readers(value)):
             self.crossing.add(value)
@@ -157,6 +156,6 @@ class Keeping:
         """Nodes that read a value or a view of it."""
         for reader, _ in self.graph.readers(value):
             yield reader
-            if self.graph.record(reader).op in VIEWS:
+            if self.graph.record(reader).view_of:
                 for port in self.graph.ports_read(reader):
                     yield from self._readers(Value(reader, port))

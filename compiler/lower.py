@@ -153,7 +153,8 @@ class _Lowering:
             if record.path in self.graph.packed:
                 given: dict[str, Value | str] = {**self.graph.sources(record.path), **record.params}
                 found = [self._kept(each) for name, each in given.items() if _is_weight(name)]
-                yield from [[each] for each in found] if record.op == "linear_sum" else [found]
+                together = record.packs == "together"
+                yield from [found] if together else [[each] for each in found]
 
     def _kept(self, source: Value | str) -> str | Buffer:
         """A parameter's path, or where what is made of parameters once is kept."""
@@ -178,11 +179,11 @@ class _Lowering:
         return {"folded": module}
 
     def groups(self) -> list[list[int]]:
-        """Recipes by number whose tensors one packed_linear reads."""
+        """Recipes by number whose tensors one product reads together."""
         numbers = {path: i for i, path in enumerate(self.recipes)}
         found = []
         for record in self.graph:
-            if record.op == "packed_linear":
+            if record.packs == "together":
                 for values in self.graph.arguments(record.path).values():
                     many = [] if isinstance(values, Value) else values
                     if many and all(value.path in numbers for value in many):

@@ -7,12 +7,14 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from multiway.compiler.init import Init
 from multiway.compiler.signature import Signature, infer, parse_signature
 from multiway.compiler.types import Type
 
+Memory = Literal["own", "view", "list", "sizes"]
+Packs = Literal["each", "together"]
 Letters = Mapping[str, int]
 """Sizes by letter of the signature; `*` is the product of the leading axes."""
 
@@ -54,6 +56,11 @@ class Op:
     """What an op is. `reference` is the only definition of its meaning: slow, obvious, and right in
     any float type. Its positional parameters are the inputs of the signature, in that order; its
     keyword parameters are the attributes.
+
+    memory: what its outputs are in memory: numbers of their own, a `view` of its first input, a
+    `list` of what it reads, or `sizes`, which are no numbers. Only those of its own are written.
+    packs: how an inference program lays its weights out: each for a product of its own, or all
+    together for one.
     """
 
     signature: str
@@ -65,6 +72,10 @@ class Op:
     flops: Callable[[Letters], float] = _no_flops
     tokenwise: tuple[str, ...] = ()  # inputs that run along the tokens, each token for itself
     saves: tuple[str, ...] = ()  # inputs ("output", "inner": one of its size) that backward needs
+    memory: Memory = "own"
+    norm: bool = False  # a norm over the last axis, of x by weight and bias
+    products: int | None = None  # matrix products; None: those of the ops a composed one calls
+    packs: Packs | None = None
     random: bool = False  # draws numbers: two calls with the same inputs differ
     once: bool = False  # reads parameters only, and inference programs keep what it gives
     composed: bool = False  # the reference calls other ops only: a fused op
@@ -79,6 +90,16 @@ class Op:
     @property
     def name(self) -> str:
         return self.reference.__name__
+
+    @property
+    def moves_memory(self) -> bool:
+        """Whether its outputs are written when it runs, each time that it runs."""
+        return self.memory == "own" and not self.once
+
+    @property
+    def view_of(self) -> str:
+        """The input that its outputs are views of, empty where they are none."""
+        return self.parsed.inputs[0].name if self.memory == "view" else ""
 
     @property
     def parsed(self) -> Signature:

@@ -20,10 +20,11 @@ from multiway.compiler.passes.pack_weights import pack_weights
 from multiway.compiler.passes.plan_memory import plan_memory
 from multiway.compiler.passes.share_common import share_common
 from multiway.compiler.passes.sink_segments import sink_segments
-from multiway.compiler.verify import verify
+from multiway.compiler.verify import VerificationError, verify
 from multiway.specs.errors import MultiwayError, nearest, one_of
 
 Numerics = Literal["exact", "rounding", "approx"]
+Kind = Literal["transform", "analysis"]
 Mode = Literal["train", "inference"]
 
 
@@ -33,6 +34,7 @@ class Options:
 
     mode: inference programs may hold folded weights, training programs keep every gradient.
     memory_budget: bytes that a training step may keep for its backward, at `sizes`.
+    passes: further ones, each behind all of the pipeline or where its `before` says.
     """
 
     mode: Mode = "train"
@@ -40,9 +42,10 @@ class Options:
     allow: Sequence[str] = ()
     memory_budget: int | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
+    passes: Sequence[Pass] = ()
 
     def __post_init__(self) -> None:
-        names = [each.name for each in PIPELINE]
+        names = [each.name for each in self.pipeline()]
         for name in self.without:
             if name in GONE:
                 raise MultiwayError.one(
@@ -67,17 +70,55 @@ class Options:
                     expected="approx",
                 )
 
+    def pipeline(self) -> list[Pass]:
+        """The passes in their order, those of the user among them. Raises MultiwayError."""
+        found = list(PIPELINE)
+        for each in self.passes:
+            names = [one.name for one in found]
+            if each.name in names:
+                raise MultiwayError.one(
+                    "duplicate-pass", f"two passes are called {each.name!r}", place="passes"
+                )
+            if each.before and each.before not in names:
+                raise MultiwayError.one(
+                    "unknown-pass",
+                    f"{each.name!r} is to run before {each.before!r}, which there is not",
+                    place="passes",
+                    expected=one_of(names),
+                    nearest=nearest(each.before, names),
+                )
+            found.insert(names.index(each.before) if each.before else len(found), each)
+        return found
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pass:
-    """A pass. exact: the same bits; rounding: the same formula, summed or multiplied in another
-    order; approx: another formula, only with `--allow approx`."""
+    """A pass: what it does to a layer graph.
+
+    numerics: exact: the same bits; rounding: the same formula, summed or multiplied in another
+    order; approx: another formula, only with `--allow approx`.
+    run: makes the graph, notes in the tally where and why, and may ask for the options.
+    fuses: instead of it, the fused ops (compiler/fusions) that the pass puts in, in this order.
+    kind: an `analysis` only looks: it gives back the graph it was given, and its numbers in the
+    tally. only: the mode in which it runs. before: of a user's own pass, the one it stands before.
+    """
 
     name: str
     does: str
-    numerics: Numerics
-    run: Callable[[LayerGraph, Tally, Options], LayerGraph]
+    run: Callable[[LayerGraph, Tally, Options], LayerGraph] | None = None
+    fuses: tuple[str, ...] = ()
+    numerics: Numerics = "exact"
+    kind: Kind = "transform"
     only: Mode | None = None
+    before: str = ""
+
+    def apply(self, graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
+        """The graph after this pass: the same one where there was nothing to do."""
+        if self.run is not None:
+            graph = self.run(graph, tally, options)
+        for op in self.fuses:
+            graph = fuse(graph, fusions()[op], tally, self.name)
+        return graph
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,27 +131,9 @@ class Stage:
     seconds: float
 
 
-def fuse_mix(graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
-    """The fusions of the mix; and lists of hiddens are told how long they get."""
-    fused = fusing("fuse_mix")(graph, tally, options)
-    return lay_out_history(fused) if fused is not graph else graph
-
-
 def plain(function: Callable[[LayerGraph, Tally], LayerGraph]) -> Callable[..., LayerGraph]:
     """A pass that asks for no options."""
     return lambda graph, tally, _: function(graph, tally)
-
-
-def fusing(name: str) -> Callable[[LayerGraph, Tally, Options], LayerGraph]:
-    """A pass that puts fused ops in: every fusion (compiler/fusions) that names it."""
-
-    def run(graph: LayerGraph, tally: Tally, _: Options) -> LayerGraph:
-        for fusion in fusions():
-            if fusion.by == name:
-                graph = fuse(graph, fusion, tally)
-        return graph
-
-    return run
 
 
 PIPELINE: tuple[Pass, ...] = (
@@ -133,7 +156,11 @@ PIPELINE: tuple[Pass, ...] = (
         name="group_experts",
         does="asks an expert for the tokens that go to it, sorted by expert, and for no others",
         numerics="rounding",
-        run=fusing("group_experts"),
+        fuses=(
+            "routed_affine",
+            "routed_ffn",
+            "routed_linear",
+        ),
     ),
     # Norms without gains are equal more often, so this comes before equal nodes are shared.
     Pass(
@@ -155,7 +182,17 @@ PIPELINE: tuple[Pass, ...] = (
         name="fuse_mix",
         does="depth mix and the norms that read it in one pass over the history; its generator",
         numerics="rounding",
-        run=fuse_mix,
+        fuses=(
+            "fused_mix",
+            "routed_mix",
+            "token_weights",
+        ),
+    ),
+    Pass(
+        name="lay_out_history",
+        does="tells each list of hiddens how long it gets, so that one buffer holds them all",
+        numerics="exact",
+        run=plain(lay_out_history),
     ),
     # A site of lanes takes the norms behind it, so this comes before norms are paired, and has
     # nothing in common with mixes over depth.
@@ -163,37 +200,37 @@ PIPELINE: tuple[Pass, ...] = (
         name="fuse_lanes",
         does="parallel lanes from one sublayer to the next: mix, write, weights, read and norm",
         numerics="rounding",
-        run=fusing("fuse_lanes"),
+        fuses=("fused_lanes",),
     ),
     Pass(
         name="fuse_norms",
         does="two norms of one input in one pass over it",
         numerics="rounding",
-        run=fusing("fuse_norms"),
+        fuses=("norm_pair",),
     ),
     Pass(
         name="fuse_projections",
         does="linears of one input become one matrix product",
         numerics="rounding",
-        run=fusing("fuse_projections"),
+        fuses=("packed_linear",),
     ),
     Pass(
         name="fuse_attention",
         does="heads, their norm and rotary positions in one pass, laid out for attention",
         numerics="rounding",
-        run=fusing("fuse_attention"),
+        fuses=("rotate_heads",),
     ),
     Pass(
         name="fuse_residual",
         does="residual additions inside the matrix products that are added",
         numerics="rounding",
-        run=fusing("fuse_residual"),
+        fuses=("linear_sum",),
     ),
     Pass(
         name="fuse_loss",
         does="vocabulary product and cross entropy in chunks: large logits are never whole",
         numerics="rounding",
-        run=fusing("fuse_loss"),
+        fuses=("linear_cross_entropy",),
     ),
     # When it is known what is computed: what backward keeps and what it computes again.
     Pass(
@@ -211,7 +248,10 @@ PIPELINE: tuple[Pass, ...] = (
         name="fuse_activations",
         does="gelu of a linear and the norm behind it, and gates with what they gate, in one pass",
         numerics="rounding",
-        run=fusing("fuse_activations"),
+        fuses=(
+            "gated_activation",
+            "linear_activation",
+        ),
     ),
     # Last: it marks the nodes that are there in the end.
     Pass(
@@ -236,15 +276,17 @@ def run(graph: LayerGraph, options: Options) -> list[Stage]:
     Every stage is verified: edges, parameters, shapes. Raises VerificationError.
     """
     stages = [Stage(name="built", graph=graph, tally=Tally(), seconds=0.0)]
-    for each in PIPELINE:
+    for each in options.pipeline():
         if each.name in options.without or each.only not in (None, options.mode):
             continue
         if each.numerics == "approx" and "approx" not in options.allow:
             continue
         tally, start = Tally(), time.perf_counter()
-        made = each.run(stages[-1].graph, tally, options)
+        made = each.apply(stages[-1].graph, tally, options)
         seconds = time.perf_counter() - start
         if made is not stages[-1].graph:
+            if each.kind == "analysis":
+                raise VerificationError(f"{each.name} is an analysis, and changed the graph")
             verify(made)
         stages.append(Stage(name=each.name, graph=made, tally=tally, seconds=seconds))
     return stages

@@ -34,6 +34,7 @@ def report(
                 "fired": len(stage.tally.fired),
                 "where": stage.tally.fired,
                 "refused": stage.tally.refused,
+                "numbers": stage.tally.numbers,
                 "nodes": len(stage.graph),
                 "products": products(stage.graph),
                 "moved_bytes": moved_bytes(stage.graph, chosen),
@@ -136,6 +137,7 @@ def to_text(found: Mapping[str, Any]) -> str:
             lines.append(f"      at {_places(each['where'])}")
         reasons = Counter(_folded(reason) for reason in each["refused"].values())
         lines += [f"      refused {count} times: {reason}" for reason, count in reasons.items()]
+        lines += [f"      {name}: {number:g}" for name, number in each["numbers"].items()]
     lines.append(f"  in all: {summary(found)}")
     if found["wiring"]["before"]["nodes"]:
         lines.append(f"  of the wiring: {_wiring_summary(found['wiring'])}")

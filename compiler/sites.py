@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from multiway.compiler.fusion import NORMS, Match, params_list, source
+from multiway.compiler.fusion import Match, params_list, source
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.op import registry
 
@@ -226,7 +226,7 @@ def _norms(graph: LayerGraph, root: Record, found: _Found) -> list[Record]:
     norms = [
         record
         for path, argument in readers
-        if (record := graph.record(path)).op in NORMS
+        if (record := graph.record(path)).is_norm
         and argument == "x"
         and len(graph.sources(path)) == 1
     ]

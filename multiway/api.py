@@ -20,6 +20,7 @@ from multiway.zoo import catalogue
 if TYPE_CHECKING:
     import torch
 
+    from multiway.compiler.pipeline import Pass
     from multiway.runtime.model import Model
     from multiway.runtime.weights import Loaded
 
@@ -68,6 +69,7 @@ def compile(
     without: Sequence[str] = (),
     memory_budget: int | None = None,
     sizes: Mapping[str, int] | None = None,
+    passes: Sequence[Pass] = (),
     set: Mapping[str, Any] | None = None,
 ) -> Model:
     """A model that runs, with initial weights or those of a file. Raises MultiwayError.
@@ -78,6 +80,7 @@ def compile(
     without: passes of the pipeline (compiler/pipeline.py) to leave out.
     memory_budget: bytes that a training step may keep for its backward at `sizes`, such as
         {"B": 4, "T": 512}; values are made again in backward until it fits. See docs/compiler.md.
+    passes: passes of one's own, which run behind those of the pipeline, or before one of them.
     """
     import torch
 
@@ -86,7 +89,13 @@ def compile(
     from multiway.runtime.weights import load_weights
 
     spec = load(source, set=set)
-    options = Options(mode=mode, without=without, memory_budget=memory_budget, sizes=sizes or {})
+    options = Options(
+        mode=mode,
+        without=without,
+        memory_budget=memory_budget,
+        sizes=sizes or {},
+        passes=passes,
+    )
     model = compile_spec(
         spec,
         options=options if fuse else None,

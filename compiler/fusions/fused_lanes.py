@@ -215,7 +215,6 @@ OP = Op(
 
 FUSION = Fusion(
     op="fused_lanes",
-    by="fuse_lanes",
     roots=("read_lanes", "sum_lanes", "write_lanes", "write_pieces"),
     match=match,
 )

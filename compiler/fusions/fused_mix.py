@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import NORMS, Fusion, Match, params_list, source
+from multiway.compiler.fusion import Fusion, Match, params_list, source
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
@@ -122,7 +122,7 @@ def norms_of(graph: LayerGraph, mix: Record) -> list[Record]:
     for port in sorted(graph.ports_read(mix.path)):
         for reader, argument in graph.readers(Value(mix.path, port)):
             record = graph.record(reader)
-            if record.op in NORMS and argument == "x" and len(graph.sources(reader)) == 1:
+            if record.is_norm and argument == "x" and len(graph.sources(reader)) == 1:
                 found.append(record)
     return [r for r in found if _form(r) == _form(found[0])]
 
@@ -131,4 +131,4 @@ def _form(norm: Record) -> tuple[Any, ...]:
     return norm.op, norm.attrs["eps"], tuple(norm.params)
 
 
-FUSION = Fusion(op="fused_mix", by="fuse_mix", roots=("mix",), match=match)
+FUSION = Fusion(op="fused_mix", roots=("mix",), match=match)

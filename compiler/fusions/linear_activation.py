@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import NORMS, Fusion, Match, source
+from multiway.compiler.fusion import Fusion, Match, source
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.init import NORMAL, ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
@@ -38,6 +38,7 @@ OP = Op(
     params={"weight": NORMAL, "bias": ZEROS, "gain": ONES, "shift": ZEROS},
     tokenwise=("x",),
     saves=("x", "inner"),
+    packs="each",
     composed=True,
     samples=[
         Sample(
@@ -75,7 +76,7 @@ def match(graph: LayerGraph, activation: Record) -> Match | None:
     nodes, roles = [linear, activation], [(linear, LINEAR)]
     attrs = {"kind": "gelu", "norm": "", "eps": 1e-5}
     readers = graph.readers(Value(activation.path))
-    if len(readers) == 1 and (norm := graph.record(readers[0][0])).op in NORMS:
+    if len(readers) == 1 and (norm := graph.record(readers[0][0])).is_norm:
         nodes.append(norm)
         roles.append((norm, NORM))
         attrs |= {"norm": norm.op, "eps": norm.attrs["eps"]}
@@ -99,4 +100,4 @@ def match(graph: LayerGraph, activation: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="linear_activation", by="fuse_activations", roots=("activation",), match=match)
+FUSION = Fusion(op="linear_activation", roots=("activation",), match=match)

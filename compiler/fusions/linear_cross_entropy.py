@@ -63,4 +63,4 @@ def match(graph: LayerGraph, loss: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="linear_cross_entropy", by="fuse_loss", roots=("cross_entropy",), match=match)
+FUSION = Fusion(op="linear_cross_entropy", roots=("cross_entropy",), match=match)

@@ -25,6 +25,7 @@ OP = Op(
     params={"weights": NORMAL, "biases": ZEROS},
     tokenwise=("residual", "xs"),
     saves=("xs",),
+    packs="each",
     composed=True,
     samples=[
         Sample(
@@ -88,4 +89,4 @@ def _added(graph: LayerGraph, add: Record) -> Record | None:
     return linear if len(graph.readers(Value(linear.path))) == 1 else None
 
 
-FUSION = Fusion(op="linear_sum", by="fuse_residual", roots=("add",), match=match)
+FUSION = Fusion(op="linear_sum", roots=("add",), match=match)

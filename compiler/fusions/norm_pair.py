@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import NORMS, Fusion, Match, params_list
+from multiway.compiler.fusion import Fusion, Match, params_list
 from multiway.compiler.graph import LayerGraph, Record, Value, block_of
 from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
@@ -77,4 +77,4 @@ def _form(norm: Record) -> tuple[Any, ...]:
     return norm.op, norm.attrs.get("eps"), tuple(norm.params), block_of(norm.path)
 
 
-FUSION = Fusion(op="norm_pair", by="fuse_norms", roots=NORMS, match=match)
+FUSION = Fusion(op="norm_pair", norms=True, match=match)

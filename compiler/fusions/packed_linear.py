@@ -23,6 +23,8 @@ OP = Op(
     doc="x times each transposed weight, plus its bias.",
     params={"weights": NORMAL, "biases": ZEROS},
     saves=("x",),
+    products=1,
+    packs="together",
     composed=True,
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weights": [(5, 4), (2, 4)], "biases": [(5,), (2,)]}),
@@ -78,4 +80,4 @@ def _name(paths: list[str]) -> str:
     return ".".join([*front, middle, *parts[0][1:]])
 
 
-FUSION = Fusion(op="packed_linear", by="fuse_projections", roots=("linear",), match=match)
+FUSION = Fusion(op="packed_linear", roots=("linear",), match=match)

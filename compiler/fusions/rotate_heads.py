@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import NORMS, Fusion, Match, source
+from multiway.compiler.fusion import Fusion, Match, source
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.init import ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
@@ -69,9 +69,9 @@ OP = Op(
 
 def match(graph: LayerGraph, root: Record) -> Match | None:
     """split_heads, then a norm, rotary or both; the root is the last of them."""
-    if root.op in NORMS and {
-        graph.record(path).op for path, _ in graph.readers(Value(root.path))
-    } == {"rotary"}:
+    if root.is_norm and {graph.record(path).op for path, _ in graph.readers(Value(root.path))} == {
+        "rotary"
+    }:
         return None  # the rotary is the last
     chain = [root]
     attrs: dict[str, Any] = {"norm": "", "eps": 1e-5, "pairs": "half"}
@@ -83,7 +83,7 @@ def match(graph: LayerGraph, root: Record) -> Match | None:
         below = source(graph, root.path, "x")
         assert below is not None
         chain.append(below)
-    if chain[-1].op in NORMS:
+    if chain[-1].is_norm:
         norm = chain[-1]
         attrs |= {"norm": norm.op, "eps": norm.attrs["eps"]}
         names = {"weight": "gain", "bias": "bias"}
@@ -107,4 +107,4 @@ def match(graph: LayerGraph, root: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="rotate_heads", by="fuse_attention", roots=("rotary", *NORMS), match=match)
+FUSION = Fusion(op="rotate_heads", roots=("rotary",), norms=True, match=match)

@@ -62,4 +62,4 @@ def match(graph: LayerGraph, mixed: Record) -> Match | None:
     return routed("routed_affine", region, experts_of(region))
 
 
-FUSION = Fusion(op="routed_affine", by="group_experts", roots=("mix_experts",), match=match)
+FUSION = Fusion(op="routed_affine", roots=("mix_experts",), match=match)

@@ -6,7 +6,7 @@ from typing import Any
 
 from multiway.compiler.compose import call as f
 from multiway.compiler.experts import Region, experts_of, routed
-from multiway.compiler.fusion import NORMS, Fusion, Match
+from multiway.compiler.fusion import Fusion, Match
 from multiway.compiler.graph import LayerGraph, Record
 from multiway.compiler.init import NORMAL, ONES, ZEROS
 from multiway.compiler.op import Attr, Op, Reject, Sample
@@ -111,7 +111,7 @@ def match(graph: LayerGraph, mixed: Record) -> Match | None:
     if (affine := region.of(down, "x", "expert_affine")) is not None:
         region.takes(affine, weight="gain", bias="shift")
         inner = affine
-    if (norm := region.of(inner, "x", *NORMS)) is not None and not norm.params:
+    if (norm := region.norm_of(inner)) is not None and not norm.params:
         attrs |= {"norm": norm.op, "eps": norm.attrs["eps"]}
         inner = norm
     elif affine is not None:
@@ -132,4 +132,4 @@ def match(graph: LayerGraph, mixed: Record) -> Match | None:
     return routed("routed_ffn", region, experts_of(region) | attrs)
 
 
-FUSION = Fusion(op="routed_ffn", by="group_experts", roots=("mix_experts",), match=match)
+FUSION = Fusion(op="routed_ffn", roots=("mix_experts",), match=match)

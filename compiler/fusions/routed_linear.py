@@ -62,4 +62,4 @@ def match(graph: LayerGraph, mixed: Record) -> Match | None:
     return routed("routed_linear", region, experts_of(region))
 
 
-FUSION = Fusion(op="routed_linear", by="group_experts", roots=("mix_experts",), match=match)
+FUSION = Fusion(op="routed_linear", roots=("mix_experts",), match=match)

@@ -140,4 +140,4 @@ def _mix(graph: LayerGraph, router: Record) -> Record | None:
     return None
 
 
-FUSION = Fusion(op="routed_mix", by="fuse_mix", roots=("depth_router",), match=match)
+FUSION = Fusion(op="routed_mix", roots=("depth_router",), match=match)

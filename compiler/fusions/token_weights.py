@@ -87,4 +87,4 @@ def match(graph: LayerGraph, weights: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="token_weights", by="fuse_mix", roots=("depth_weights",), match=match)
+FUSION = Fusion(op="token_weights", roots=("depth_weights",), match=match)

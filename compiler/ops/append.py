@@ -22,6 +22,7 @@ OP = Op(
     attrs={"capacity": Attr("how long the list will get, for its layout; 0: not known", 0)},
     derive=_start,
     tokenwise=("history", "x"),
+    memory="list",
     samples=[
         Sample(shapes={"history": [(2, 3), (2, 3)], "x": (2, 3)}),
         Sample(shapes={"x": (2, 3)}, attrs={"capacity": 4}),

@@ -18,6 +18,7 @@ OP = Op(
     doc="A list of sources that are named one by one.",
     attrs={"count": Attr("how many", letter="L")},
     tokenwise=("parts",),
+    memory="list",
     samples=[
         Sample(shapes={"parts": [(2, 3), (2, 3)]}, attrs={"count": 2}),
         Sample(shapes={"parts": [(2, 3)]}, attrs={"count": 1}),

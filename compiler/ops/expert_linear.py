@@ -21,6 +21,7 @@ OP = Op(
     flops=lambda n: 2 * n["*"] * n["X"] * n["D"] * n["F"],
     tokenwise=("x",),
     saves=("x",),
+    products=1,
     samples=[
         Sample(shapes={"x": (2, 3, 2, 4), "weight": (2, 5, 4), "bias": (2, 5)}),
         Sample(shapes={"x": (3, 2, 4), "weight": (2, 5, 4)}),

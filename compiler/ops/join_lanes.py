@@ -16,6 +16,7 @@ OP = Op(
     reference=join_lanes,
     doc="Lane-major: channel i * D + d is channel d of lane i. The inverse of split_lanes.",
     tokenwise=("lanes",),
+    memory="view",
     samples=[Sample(shapes={"lanes": (2, 3, 2, 4)})],
     rejects=[
         Reject(shapes={"lanes": (2, 3, 4)}, error="lanes has 3 axes, needs [B,T,N,D]: [2,3,4]")

@@ -23,6 +23,7 @@ OP = Op(
     flops=lambda n: 8 * n["*"] * n["D"],
     tokenwise=("x",),
     saves=("x",),
+    norm=True,
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weight": (4,), "bias": (4,)}, attrs={"eps": 1e-5}),
         Sample(shapes={"x": (3, 4)}, attrs={"eps": 1e-6}),

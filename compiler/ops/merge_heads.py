@@ -16,6 +16,7 @@ OP = Op(
     reference=merge_heads,
     doc="The inverse of split_heads.",
     tokenwise=("x",),
+    memory="view",
     samples=[Sample(shapes={"x": (2, 3, 4, 5)})],
     rejects=[Reject(shapes={"x": (2, 3, 4)}, error="x has 3 axes, needs [B,H,T,E]: [2,3,4]")],
 )

@@ -25,6 +25,7 @@ OP = Op(
     flops=lambda n: 5 * n["*"] * n["D"],
     tokenwise=("x",),
     saves=("x",),
+    norm=True,
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weight": (4,)}, attrs={"eps": 1e-6}),
         Sample(shapes={"x": (3, 4)}, attrs={"eps": 1e-5}),

@@ -15,6 +15,7 @@ OP = Op(
     signature="parts+[B,T+,D] -> sizes[T+]:sizes",
     reference=segment_lengths,
     doc="Read off the segments when the program runs, so that no length is baked in.",
+    memory="sizes",
     samples=[Sample(shapes={"parts": [(2, 3, 4), (2, 1, 4)]})],
     rejects=[
         Reject(

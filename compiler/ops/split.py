@@ -17,6 +17,7 @@ OP = Op(
     signature="x[B,T+,D], sizes[T+]:sizes -> parts+[B,T+,D]",
     reference=split,
     doc="The inverse of concat.",
+    memory="view",
     samples=[Sample(shapes={"x": (2, 4, 5), "sizes": (3, 1)})],
     rejects=[Reject(shapes={"x": (2, 5, 4), "sizes": (3, 1)}, error="T+ is 4 in sizes but 5 in x")],
 )

@@ -16,6 +16,7 @@ OP = Op(
     reference=split_batch,
     doc="The inverse of join_batch for parts of equal size.",
     attrs={"parts": Attr("number of batches", letter="N")},
+    memory="view",
     samples=[Sample(shapes={"x": (4, 3)}, attrs={"parts": 2})],
     rejects=[
         Reject(shapes={"x": (5, 3)}, attrs={"parts": 2}, error="x: 5 is not a multiple of N = 2")

@@ -16,6 +16,7 @@ OP = Op(
     reference=split_heads,
     doc="Head h owns the channels h*E .. (h+1)*E - 1.",
     attrs={"heads": Attr("number of heads", letter="H")},
+    memory="view",
     samples=[Sample(shapes={"x": (2, 3, 8)}, attrs={"heads": 2})],
     rejects=[
         Reject(shapes={"x": (2, 3, 8)}, attrs={"heads": 3}, error="x: 8 is not a multiple of H = 3")

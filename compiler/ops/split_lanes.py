@@ -17,6 +17,7 @@ OP = Op(
     doc="Lane i is the i-th of `count` contiguous pieces of the width.",
     attrs={"count": Attr("number of lanes", letter="N")},
     tokenwise=("x",),
+    memory="view",
     samples=[Sample(shapes={"x": (2, 3, 8)}, attrs={"count": 2})],
     rejects=[
         Reject(shapes={"x": (2, 3, 8)}, attrs={"count": 3}, error="x: 8 is not a multiple of N = 3")

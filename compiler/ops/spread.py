@@ -17,6 +17,7 @@ OP = Op(
     doc="Every copy is x.",
     attrs={"count": Attr("number of copies", letter="N")},
     tokenwise=("x",),
+    memory="view",
     samples=[
         Sample(shapes={"x": (2, 3, 4)}, attrs={"count": 3}),
         Sample(shapes={"x": (2, 3, 4)}, attrs={"count": 1}),

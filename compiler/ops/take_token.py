@@ -16,6 +16,7 @@ OP = Op(
     reference=take_token,
     doc="Token `index`.",
     attrs={"index": Attr("which token; negative counts from the end", 0)},
+    memory="view",
     samples=[Sample(shapes={"x": (2, 3, 4)}, attrs={"index": 0})],
     rejects=[Reject(shapes={"x": (2, 3)}, error="x has 2 axes, needs [B,T,D]: [2,3]")],
 )

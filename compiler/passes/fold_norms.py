@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from multiway.compiler.fusion import NORMS, Rewriter, Tally
+from multiway.compiler.fusion import Rewriter, Tally
 from multiway.compiler.graph import LayerGraph, Record, Value, block_of
 
 PASS = "fold_norms"
@@ -21,7 +21,7 @@ def fold_norms(graph: LayerGraph, tally: Tally) -> LayerGraph:
     uses = Counter(path for record in graph for path in record.params.values())
     folded: dict[str, Record] = {}  # linear to the norm that goes into it
     for norm in graph:
-        if norm.op not in NORMS or not norm.params:
+        if not norm.is_norm or not norm.params:
             continue
         if reason := _refusal(graph, norm, uses):
             tally.refused[norm.path] = reason

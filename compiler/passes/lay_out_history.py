@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from multiway.compiler.fusion import Rewriter
+from multiway.compiler.fusion import Rewriter, Tally
 from multiway.compiler.graph import LayerGraph, Record, Value
 from multiway.compiler.types import History
 
 
-def lay_out_history(graph: LayerGraph) -> LayerGraph:
+def lay_out_history(graph: LayerGraph, tally: Tally) -> LayerGraph:
     """The graph with the final length as `capacity` of every append."""
     longest: dict[str, int] = {}
     for record in reversed(list(graph)):
@@ -18,9 +18,13 @@ def lay_out_history(graph: LayerGraph) -> LayerGraph:
             assert isinstance(own, History)
             later = [longest.get(path, 0) for path, _ in graph.readers(Value(record.path))]
             longest[record.path] = max([own.length, *later])
+    told = [path for path, n in longest.items() if graph.record(path).attrs["capacity"] != n]
+    if not told:
+        return graph
     rewriter = Rewriter(graph)
     for record in graph:
         rewriter.keep(_with_capacity(record, longest.get(record.path, 0)))
+    tally.fired += reversed(told)
     return rewriter.finish()
 
 

@@ -6,13 +6,10 @@ from multiway.compiler.fusion import Rewriter, Tally
 from multiway.compiler.graph import LayerGraph, Record
 from multiway.compiler.op import registry
 
-OPS = ("linear", "linear_activation", "linear_sum", "packed_linear")
-"""Those whose kernels use copies."""
-
 
 def pack_weights(graph: LayerGraph, tally: Tally) -> LayerGraph:
     """The graph with those nodes marked whose weights are parameters, or made of such once."""
-    chosen = [record.path for record in graph if record.op in OPS and _lasts(graph, record)]
+    chosen = [record.path for record in graph if record.packs and _lasts(graph, record)]
     if set(chosen) == graph.packed:
         return graph
     rewriter = Rewriter(graph)

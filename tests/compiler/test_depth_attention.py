@@ -16,7 +16,7 @@ from multiway.compiler.graph import LayerGraph, Param, Record, Value
 from multiway.compiler.init import ONES
 from multiway.compiler.lower import empty_parameters, lower
 from multiway.compiler.op import registry
-from multiway.compiler.pipeline import Options, fuse_mix
+from multiway.compiler.pipeline import PIPELINE, Options
 from multiway.compiler.types import Tensor as Kind
 from multiway.compiler.types import sym
 from multiway.compiler.verify import VerificationError, verify
@@ -191,7 +191,8 @@ def run_graph(graph: LayerGraph, *, kernels: bool) -> list[Tensor]:
 
 def fused(graph: LayerGraph) -> tuple[LayerGraph, Tally]:
     tally = Tally()
-    return fuse_mix(graph, tally, Options()), tally
+    (fuse_mix,) = [each for each in PIPELINE if each.name == "fuse_mix"]
+    return fuse_mix.apply(graph, tally, Options()), tally
 
 
 @pytest.mark.parametrize("groups", [1, 3])
@@ -264,7 +265,7 @@ def test_what_is_no_attention_over_one_depth_is_left_alone() -> None:
 
 
 def test_a_proposal_of_another_formula_is_refused() -> None:
-    (each,) = [each for each in fusions() if each.op == "routed_mix"]
+    each = fusions()["routed_mix"]
 
     def wrong(graph: LayerGraph, record: Record) -> Any:
         found = each.match(graph, record)
@@ -273,4 +274,4 @@ def test_a_proposal_of_another_formula_is_refused() -> None:
         return dataclasses.replace(found, record=dataclasses.replace(found.record, attrs=attrs))
 
     with pytest.raises(VerificationError, match="is no depth_router with"):
-        fuse(stacked(groups=1), dataclasses.replace(each, match=wrong), Tally())
+        fuse(stacked(groups=1), dataclasses.replace(each, match=wrong), Tally(), "fuse_mix")

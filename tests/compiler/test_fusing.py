@@ -47,6 +47,7 @@ from multiway.specs.errors import MultiwayError
 
 Mappings = dict[str, Any]
 NAMES = [each.name for each in PIPELINE]
+PASS_OF = {op: each.name for each in PIPELINE for op in each.fuses}
 EXACT = [each for each in PIPELINE if each.numerics == "exact"]
 
 
@@ -140,6 +141,8 @@ def test_decoding_is_the_forward_program() -> None:
 # Every pass: fires, leaves alone, refuses
 
 
+# They make no nodes.
+ONLY_CHANGES = ("share_common", "drop_dead", "lay_out_history", "plan_memory", "pack_weights")
 FIRES = {
     "sink_segments": ("beit3-test", "forward", {"head": "vqa"}),
     "fold_norms": ("pythia-test", "forward", {"mode": "inference"}),
@@ -147,6 +150,7 @@ FIRES = {
     "drop_dead": ("beit3-test", "forward", {"head": "vqa"}),
     "group_experts": ("mixtral-test", "forward", {}),
     "fuse_mix": ("mudd-pythia-test", "forward", {}),
+    "lay_out_history": ("mudd-pythia-test", "forward", {}),
     "fuse_lanes": ("pythia-test+mhc", "forward", {}),
     "fuse_norms": ("pythia-test", "forward", {}),
     "fuse_projections": ("pythia-test", "forward", {}),
@@ -165,7 +169,7 @@ def test_a_pass_fires_and_marks_what_it_made(each: Pass) -> None:
     found = stages(name, program, **options)[each.name]
     assert found.tally.fired
     marked = [r.path for r in found.graph if each.name in r.passes]
-    if each.name not in ("share_common", "drop_dead", "plan_memory", "pack_weights"):
+    if each.name not in ONLY_CHANGES:
         assert marked
     without = stages(name, program, **options, without=[each.name])
     assert each.name not in without
@@ -179,7 +183,7 @@ def test_a_pass_leaves_alone_what_it_does_not_know(each: Pass) -> None:
     )
     (y,) = graph.add(Record(path="blocks.0.y", op="activation", attrs={"kind": "relu"}), {"x": x})
     graph.add(Record(path="outputs", op="output"), {"y": y})
-    assert each.run(graph, Tally(), Options()) is graph
+    assert each.apply(graph, Tally(), Options()) is graph
 
 
 def test_an_inner_value_with_another_reader_is_not_fused() -> None:
@@ -204,7 +208,7 @@ def test_an_inner_value_with_another_reader_is_not_fused() -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("each", fusions(), ids=lambda f: f.op)
+@pytest.mark.parametrize("each", fusions().values(), ids=lambda f: f.op)
 def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each: Any) -> None:
     fired = 0
     program = "loss"
@@ -214,10 +218,10 @@ def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each:
         spec = spec.for_head("vqa" if "vqa" in spec.heads else None)
         built = mw.build(spec, program=program)
         stages = run_pipeline(built, Options())
-        graph = stages[[stage.name for stage in stages].index(each.by) - 1].graph
-        matches = [m for r in graph if r.op in each.roots and (m := each.match(graph, r))]
+        graph = stages[[stage.name for stage in stages].index(PASS_OF[each.op]) - 1].graph
+        matches = [m for r in graph if each.starts_at(r) and (m := each.match(graph, r))]
         tally = Tally()
-        fuse(graph, each, tally)
+        fuse(graph, each, tally, PASS_OF[each.op])
         fired += len(tally.fired)
         for match in matches[:1]:
             inner = {Value(path) for path in match.nodes if path in built} - set(match.outputs)
@@ -263,7 +267,7 @@ def test_a_sequence_that_only_a_head_cuts_stays_whole() -> None:
     graph = mw.build(spec)
     assert any(record.op == "split" for record in graph)
     sink = next(each for each in PIPELINE if each.name == "sink_segments")
-    assert sink.run(graph, Tally(), Options()) is graph
+    assert sink.apply(graph, Tally(), Options()) is graph
 
 
 # A wrong pass is caught
@@ -273,18 +277,17 @@ def test_a_fusion_that_is_not_what_it_replaces_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     graph = mw.build("mudd-pythia-test")
-    for each in fusions():
-        if each.op != "token_weights":
-            continue
+    each = fusions()["token_weights"]
 
-        def wrong(graph: LayerGraph, record: Record, match: Any = each.match) -> Match | None:
-            found = match(graph, record)
-            attrs = {**found.record.attrs, "eps": 1.0}
-            return dataclasses.replace(found, record=dataclasses.replace(found.record, attrs=attrs))
+    def wrong(graph: LayerGraph, record: Record) -> Match | None:
+        found = each.match(graph, record)
+        assert found is not None
+        attrs = {**found.record.attrs, "eps": 1.0}
+        return dataclasses.replace(found, record=dataclasses.replace(found.record, attrs=attrs))
 
-        broken = dataclasses.replace(each, match=wrong)
-        with pytest.raises(VerificationError, match="is no rms_norm with"):
-            fuse(graph, broken, Tally())
+    broken = dataclasses.replace(each, match=wrong)
+    with pytest.raises(VerificationError, match="is no rms_norm with"):
+        fuse(graph, broken, Tally(), "fuse_mix")
 
 
 def test_a_kernel_that_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -362,13 +365,50 @@ def test_without_every_pass_the_graph_is_as_built() -> None:
     assert run_pipeline(graph, Options(without=NAMES))[-1].graph is graph
 
 
+def test_an_analysis_looks_and_gives_numbers() -> None:
+    def count(graph: LayerGraph, tally: Tally, _: Options) -> LayerGraph:
+        tally.numbers["linears"] = sum(record.op == "linear" for record in graph)
+        return graph
+
+    look = Pass(name="count", does="counts", kind="analysis", run=count, before="fuse_projections")
+    built = mw.build("pythia-test")
+    stages = {s.name: s for s in run_pipeline(built, Options(passes=[look]))}
+    want = sum(record.op == "linear" for record in built)
+    assert stages["count"].tally.numbers == {"linears": want}
+    assert list(stages).index("count") + 1 == list(stages).index("fuse_projections")
+    model = mw.compile("pythia-test", passes=[look])
+    tokens = torch.arange(8)[None]
+    assert torch.equal(model(tokens=tokens), mw.compile("pythia-test")(tokens=tokens))
+
+
+def test_an_analysis_that_changes_the_graph_is_caught() -> None:
+    heads = next(each for each in PIPELINE if each.name == "fuse_attention")
+    look = dataclasses.replace(heads, name="mine", kind="analysis", before=heads.name)
+    graph = mw.build("mudd-pythia-test")
+    with pytest.raises(VerificationError, match="mine is an analysis, and changed the graph"):
+        run_pipeline(graph, Options(passes=[look]))
+
+
+def test_own_passes_are_checked() -> None:
+    mine = dataclasses.replace(PIPELINE[0], name="mine")
+    for passes, said in (
+        ([PIPELINE[0]], "two passes are called 'sink_segments'"),
+        ([mine, mine], "two passes are called 'mine'"),
+        ([dataclasses.replace(mine, before="fuse_mx")], "nearest:  fuse_mix"),
+    ):
+        with pytest.raises(MultiwayError, match=said):
+            Options(passes=passes)
+    assert "mine" in [each.name for each in Options(passes=[mine], without=["mine"]).pipeline()]
+
+
 def test_passes_are_declared() -> None:
     assert len(set(NAMES)) == len(NAMES) == len(FIRES)
-    assert {each.by for each in fusions()} <= set(NAMES)
+    assert set(PASS_OF) == set(fusions())  # every fusion stands in one pass
+    assert len(PASS_OF) == sum(len(each.fuses) for each in PIPELINE)
     for each in PIPELINE:
         assert each.does and each.numerics in ("exact", "rounding", "approx")
-    for each in fusions():
-        assert OPS[each.op].composed
+    for name, each in fusions().items():
+        assert OPS[name].composed and (each.roots or each.norms)
 
 
 # Kernels
