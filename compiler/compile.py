@@ -10,7 +10,7 @@ from operator import attrgetter
 import torch
 from torch import fx, nn
 
-from multiway.compiler.build import parameters, program_names
+from multiway.compiler.build import head_of, parameters, program_names
 from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value, grouped
 from multiway.compiler.lower import empty_parameters, lower
 from multiway.compiler.ops.cross_entropy import IGNORED
@@ -76,6 +76,7 @@ def compile_spec(
         programs=Programs(program_names(spec), program, containers),
         expected=lambda name: expected_inputs(spec, stages[name][0].graph),
         balance_rates=rates,
+        answer=head_of(spec).answer(spec),
     )
 
 
