@@ -114,6 +114,22 @@ def test_every_kind_of_head_is_asked_above() -> None:
     assert asked == kinds().classes.keys()
 
 
+def test_a_text_that_is_continued_does_not_end() -> None:
+    change = {"inputs.tokens.special": "{end: 0}", "inputs.tokens.vocab": 300}
+    predictor = Predictor(mw.compile("pythia-test", set=change))
+    assert predictor.inputs(Example(text="a"))["tokens"].tolist() == [[1 + ord("a")]]
+    read = Predictor(mw.compile("beit3-test", head="mlm", set={"heads.mlm.reads": '["text"]'}))
+    assert read.inputs(Example(text="a"))["text"].tolist() == [[0, 3 + ord("a"), 2]]
+
+
+def test_a_caption_starts_from_nothing(photo: Path) -> None:
+    predictor = Predictor(mw.compile("beit3-test", head="captioning"), tokens=4)
+    alone = predictor(Example(images=(photo,)))
+    assert alone == predictor(Example(images=(photo,), text="words"))
+    with pytest.raises(MultiwayError, match="the head reads 'image'"):
+        predictor(Example(text="words"))
+
+
 @dataclass(frozen=True, kw_only=True)
 class Channels(HeadKind):
     """A kind of head that multiway has not: the likeliest channels of the last token."""
