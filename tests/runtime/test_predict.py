@@ -30,8 +30,7 @@ from multiway.specs.language import Preprocess
 from multiway.zoo import catalogue
 
 Image = pytest.importorskip("PIL.Image")
-HEADS = list(mw.load("beit3-test").heads)
-ANSWERING = [*(("beit3-test", head) for head in HEADS), ("pythia-test", "lm")]
+EXAMPLES = sorted((Path(__file__).parents[2] / "specs" / "examples").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +81,19 @@ def test_any_mode_of_image_is_read(tmp_path: Path) -> None:
 # Heads
 
 
+def answering() -> list[Any]:
+    """(spec, head) of every head of BEiT-3, and of one for each kind that it has not."""
+    found, asked = [], set()
+    for source in ("beit3-test", "pythia-test", *EXAMPLES):
+        for name, head in mw.load(source).heads.items():
+            kind = getattr(head, "kind", "")
+            if source == "beit3-test" or kind not in asked:
+                found.append(pytest.param(source, name, id=f"{kind}-{name}"))
+            asked.add(kind)
+    assert asked == kinds().classes.keys(), "specs/examples show every kind of head"
+    return found
+
+
 def example_for(predictor: Predictor, photo: Path) -> Example:
     """One with everything that the head reads."""
     forms = [predictor.model.spec.inputs[base].form() for _, base in predictor.names]
@@ -89,9 +101,9 @@ def example_for(predictor: Predictor, photo: Path) -> Example:
     return Example(images=(photo,) * forms.count("image"), text=text)
 
 
-@pytest.mark.parametrize(("name", "head"), ANSWERING)
-def test_every_head_answers(name: str, head: str, photo: Path) -> None:
-    predictor = Predictor(mw.compile(name, head=head), top=3, tokens=4)
+@pytest.mark.parametrize(("source", "head"), answering())
+def test_every_head_answers(source: str | Path, head: str, photo: Path) -> None:
+    predictor = Predictor(mw.compile(source, head=head), top=3, tokens=4)
     example = example_for(predictor, photo)
     result = predictor(example)
     assert result
@@ -99,19 +111,14 @@ def test_every_head_answers(name: str, head: str, photo: Path) -> None:
     assert result == predictor(example), "the same again"
 
 
-@pytest.mark.parametrize(("name", "head"), ANSWERING)
-def test_an_answer_pickles(name: str, head: str, photo: Path) -> None:
-    model = mw.compile(name, head=head)
+@pytest.mark.parametrize(("source", "head"), answering())
+def test_an_answer_pickles(source: str | Path, head: str, photo: Path) -> None:
+    model = mw.compile(source, head=head)
     predictor = Predictor(model, tokens=4)
     example = example_for(predictor, photo)
     before = predictor(example)
     model.answer = pickle.loads(pickle.dumps(model.answer))
     assert Predictor(model, tokens=4)(example) == before
-
-
-def test_every_kind_of_head_is_asked_above() -> None:
-    asked = {getattr(mw.load(name).heads[head], "kind", "") for name, head in ANSWERING}
-    assert asked == kinds().classes.keys()
 
 
 def test_a_text_that_is_continued_does_not_end() -> None:
