@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from multiway.compiler.build import parameters, program_names
+from multiway.compiler.build import head_of, parameters, program_names
 from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value
 from multiway.compiler.lower import empty_parameters, lower
 from multiway.compiler.ops.cross_entropy import IGNORED
@@ -72,6 +72,7 @@ def compile_spec(
         programs=Programs(program_names(spec), program, containers),
         expected=lambda name: expected_inputs(spec, stages[name][0].graph),
         balance_rates=rates,
+        answer=head_of(spec).answer(spec),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from multiway.runtime.answers import Answer
 from multiway.runtime.inputs import Expected, check_inputs
 from multiway.specs.spec import Spec
 
@@ -58,6 +59,7 @@ class Model(nn.Module):
         expected: Callable[[str], Sequence[Expected]],
         random: bool = True,
         balance_rates: Mapping[str, float] | None = None,
+        answer: Answer | None = None,
     ) -> None:
         super().__init__()
         for name, child in containers.named_children():
@@ -65,6 +67,7 @@ class Model(nn.Module):
         self.spec, self.programs = spec, programs
         self._expected = expected
         self.balance_rates = dict(balance_rates or {})  # of the biases that update_balance moves
+        self.answer = answer  # how the head predicts from files; see runtime/predict.py
         self.random = random  # whether the weights are still the initial ones
 
     def run(self, program: str, /, **inputs: Any) -> Any:

@@ -9,6 +9,7 @@ from multiway.compiler.builder import Builder
 from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.hiddens import Hiddens
+from multiway.runtime.answers import Answer
 from multiway.specs.errors import Report, nearest, one_of
 from multiway.specs.language import Head
 from multiway.specs.source import Node
@@ -34,6 +35,10 @@ class HeadKind(Head):
     def inputs(self, spec: Spec) -> tuple[str, ...]:
         """The inputs of the spec that this head reads."""
         raise NotImplementedError
+
+    def answer(self, spec: Spec) -> Answer | None:
+        """What the head predicts from files and texts; None: nothing."""
+        return None
 
     # Helpers for the kinds
 

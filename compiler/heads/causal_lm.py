@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from multiway.compiler.builder import Builder
 from multiway.compiler.declared import Declared, start_of
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind, require_text, text_input
 from multiway.compiler.types import Tensor, sym
+from multiway.runtime.answers import Answer
 from multiway.specs.config import key
 from multiway.specs.errors import Report
 from multiway.specs.routing_checks import require_causal
 from multiway.specs.spec import Spec
+
+if TYPE_CHECKING:
+    from multiway.runtime.predict import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +109,21 @@ class CausalLM(HeadKind):
         if self.bias:
             params["bias"] = f"{path}.bias"
         return builder.node(f"{path}.logits", "linear", {"x": x}, params=params, part=self)
+
+    def answer(self, spec: Spec) -> Answer:
+        (name,) = self.inputs(spec)
+        return Answer(predict=_continued, continues=name, end_token=False)
+
+
+def _continued(request: Request) -> dict[str, Any]:
+    """The likeliest tokens behind the text."""
+    from multiway.runtime.generate import greedy
+
+    ((name, prompt),) = request.inputs.items()
+    special = request.model.spec.inputs[name].special
+    end = special.end if special else None
+    (ids,) = greedy(request.model, [prompt[0].tolist()], tokens=request.tokens, end=end)
+    return {"text": request.decode(ids), "ids": ids}
 
 
 HEAD = CausalLM

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from multiway.compiler.builder import Builder
 from multiway.compiler.declared import Declared
@@ -13,10 +14,14 @@ from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.types import Tensor, sym
+from multiway.runtime.answers import Answer, most_likely
 from multiway.specs.config import Count, key
 from multiway.specs.errors import Report
 from multiway.specs.parts import Activation, PlainNorm
 from multiway.specs.spec import Spec
+
+if TYPE_CHECKING:
+    from multiway.runtime.predict import Request
 
 PICKS = ("cls", "first", "mean")
 _PICK = re.compile(r"(\w+) of (\w+)")
@@ -254,6 +259,18 @@ class Classification(HeadKind):
             part=self,
         )
         return builder.output_loss(loss)
+
+    # Prediction
+
+    def answer(self, spec: Spec) -> Answer:
+        return Answer(predict=functools.partial(_classes, independent=self.loss != "cross_entropy"))
+
+
+def _classes(request: Request, *, independent: bool) -> dict[str, Any]:
+    """The likeliest classes. independent: several may hold, so they need not sum to 1."""
+    logits = request.model(**request.inputs)[0].float()
+    probabilities = logits.sigmoid() if independent else logits.softmax(-1)
+    return {"classes": most_likely(probabilities, request.top)}
 
 
 def base_input(spec: Spec, name: str) -> str | None:

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from multiway.compiler.builder import Builder
 from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.init import Init
+from multiway.runtime.answers import Answer
 from multiway.specs.config import Config, Count, Real, key
 from multiway.specs.errors import Report
 from multiway.specs.spec import Spec
+
+if TYPE_CHECKING:
+    import torch
+
+    from multiway.runtime.predict import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +113,28 @@ class Contrastive(HeadKind):
         if self.normalise == "l2":
             x = builder.node(f"{path}.normalise", "l2_normalise", {"x": x}, part=self)
         return x
+
+    def answer(self, spec: Spec) -> Answer:
+        # A tower may be embedded alone.
+        return Answer(predict=_matched, embed=_embeddings, optional=self.towers)
+
+
+def _embeddings(request: Request) -> dict[str, torch.Tensor]:
+    given = request.inputs.items()
+    return {name: request.model.run(f"encode_{name}", **{name: x})[0] for name, x in given}
+
+
+def _matched(request: Request) -> dict[str, Any]:
+    """The first numbers of each embedding, and how similar they are where there are two."""
+    found = _embeddings(request)
+    result: dict[str, Any] = {
+        f"{name}_embedding": [*(round(v, 6) for v in vector[:4].tolist()), "..."]
+        for name, vector in found.items()
+    }
+    if len(found) == 2:
+        first, second = found.values()
+        result["similarity"] = round(float(first @ second), 6)
+    return result
 
 
 HEAD = Contrastive

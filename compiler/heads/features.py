@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from multiway.compiler.builder import Builder
 from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.heads.base import HeadKind
+from multiway.runtime.answers import Answer
 from multiway.specs.config import key
 from multiway.specs.errors import Report
 from multiway.specs.spec import Spec
+
+if TYPE_CHECKING:
+    from multiway.runtime.predict import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +58,20 @@ class Features(HeadKind):
         values |= builder.masks_for(names)
         seq = builder.sequence(names, values)
         return builder.output(features=builder.trunk(seq))
+
+    def answer(self, spec: Spec) -> Answer:
+        return Answer(predict=_described)
+
+
+def _described(request: Request) -> dict[str, Any]:
+    """Shape, mean and standard deviation of the hidden states."""
+    features = request.model(**request.inputs)
+    numbers = features.float()
+    return {
+        "shape": list(features.shape),
+        "mean": round(float(numbers.mean()), 6),
+        "std": round(float(numbers.std()), 6),
+    }
 
 
 HEAD = Features

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from multiway.compiler.builder import Builder
 from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.types import Tensor
+from multiway.runtime.answers import Answer, most_likely
 from multiway.specs.config import Count, key
-from multiway.specs.errors import Report
+from multiway.specs.errors import MultiwayError, Report
 from multiway.specs.spec import Spec
+
+if TYPE_CHECKING:
+    from multiway.runtime.predict import Request
+
+_MASKED_SHARE = 0.4  # of the patches of an image, where visual tokens are predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +99,41 @@ class Masked(HeadKind):
             attrs = {"count": 1}
             x = builder.node(f"{path}.patches", "skip_tokens", {"x": x}, attrs=attrs, part=self)
         return builder.linear(f"{path}.logits", x, part=self, params=path)
+
+    def answer(self, spec: Spec) -> Answer:
+        image = spec.inputs[self.predict].form() == "image"
+        predict = _visual_tokens if image else _words
+        return Answer(predict=functools.partial(predict, name=self.predict))
+
+
+def _words(request: Request, *, name: str) -> dict[str, Any]:
+    """The likeliest words under every mask of a text. Raises MultiwayError where it has none."""
+    special = request.model.spec.inputs[name].special
+    mask = special.mask if special else None
+    places = [i for i, token in enumerate(request.inputs[name][0].tolist()) if token == mask]
+    if not places:
+        message = "the text has no <mask>, so there is nothing to predict"
+        raise MultiwayError.one("missing-input", message, place="text")
+    logits = request.model(**request.inputs)[0].float()
+    words = [
+        {"position": i, "words": most_likely(logits[i].softmax(-1), request.top)} for i in places
+    ]
+    return {"masks": words}
+
+
+def _visual_tokens(request: Request, *, name: str) -> dict[str, Any]:
+    """The likeliest visual token of each hidden patch; the same patches are hidden every time."""
+    import torch
+
+    model = request.model
+    shape = next(e.shape for e in model.expected("forward") if e.name == f"{name}_masked")
+    patches = int(shape[1])
+    order = torch.randperm(patches, generator=torch.Generator().manual_seed(0))
+    hidden = sorted(order[: max(1, int(_MASKED_SHARE * patches))].tolist())
+    masked = torch.zeros(1, patches, dtype=torch.bool)
+    masked[0, hidden] = True
+    logits = model(**request.inputs, **{f"{name}_masked": masked.to(model.device)})[0]
+    return {"masked_patches": hidden, "visual_tokens": logits[hidden].argmax(-1).tolist()}
 
 
 HEAD = Masked

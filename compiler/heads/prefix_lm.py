@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from multiway.compiler.builder import Builder
 from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind, require_text, text_input
 from multiway.compiler.types import Tensor, sym
+from multiway.runtime.answers import Answer
 from multiway.specs.config import Real, key
 from multiway.specs.errors import Report
 from multiway.specs.routing_checks import require_causal
 from multiway.specs.spec import Spec
+
+if TYPE_CHECKING:
+    from multiway.runtime.predict import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +129,19 @@ class PrefixLM(HeadKind):
     def logits(self, builder: Builder, x: Value) -> Value:
         path = f"heads.{builder.spec.head_name}"
         return builder.linear(f"{path}.logits", x, part=self, params=path)
+
+    def answer(self, spec: Spec) -> Answer:
+        prefix, text = self.inputs(spec)
+        # The text is what the head writes; it starts from nothing.
+        predict = functools.partial(_caption, prefix=prefix)
+        return Answer(predict=predict, optional=(text,), end_token=False)
+
+
+def _caption(request: Request, *, prefix: str) -> dict[str, Any]:
+    from multiway.runtime.generate import caption
+
+    (ids,) = caption(request.model, request.inputs[prefix], tokens=request.tokens)
+    return {"caption": request.decode(ids), "ids": ids}
 
 
 HEAD = PrefixLM

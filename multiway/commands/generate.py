@@ -75,18 +75,18 @@ def command(
 
 
 def text_of(spec: Spec) -> str:
-    """The input that a causal_lm continues. Raises MultiwayError for other heads."""
+    """The input that the head continues. Raises MultiwayError for heads that continue none."""
     from multiway.compiler.build import head_of
 
-    head = head_of(spec)
-    if getattr(head, "kind", "") != "causal_lm":
+    answer = head_of(spec).answer(spec)
+    if answer is None or answer.continues is None:
         raise MultiwayError.one(
             "unknown-head",
             f"head {spec.head_name!r} does not continue texts",
             place=spec.name,
             expected="a head of kind causal_lm; captions come from `multiway predict`",
         )
-    return head.inputs(spec)[0]
+    return answer.continues
 
 
 def parse_ids(text: str) -> list[int]:

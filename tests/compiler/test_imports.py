@@ -118,7 +118,7 @@ def test_loading_and_building_import_no_torch() -> None:
     run(
         "import sys\n"
         "import multiway as mw\n"
-        "from multiway.compiler.build import parameters, program_names\n"
+        "from multiway.compiler.build import head_of, parameters, program_names\n"
         "from multiway.compiler.costs import costs, default_sizes\n"
         "from multiway.compiler.drawing import to_svg\n"
         "from multiway.compiler.printing import to_text\n"
@@ -132,7 +132,7 @@ def test_loading_and_building_import_no_torch() -> None:
         "                graph = mw.build(spec, program=program)\n"
         "                verify(graph), to_text(graph), to_svg(graph), graph.to_json()\n"
         "                costs(graph, default_sizes(graph, {}, batch=1, length=4))\n"
-        "            parameters(spec)\n"
+        "            parameters(spec), head_of(spec).answer(spec)\n"
         "assert 'torch' not in sys.modules\n"
     )
 

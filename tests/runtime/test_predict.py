@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import json
+import pickle
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
 import multiway as mw
+from multiway.commands.generate import text_of
+from multiway.compiler.builder import Builder
+from multiway.compiler.declared import Declared
+from multiway.compiler.graph import LayerGraph
+from multiway.compiler.heads import kinds
+from multiway.compiler.heads.base import HeadKind
+from multiway.runtime.answers import Answer, most_likely
 from multiway.runtime.media import read_image
-from multiway.runtime.predict import Example, Predictor
+from multiway.runtime.predict import Example, Predictor, Request
 from multiway.runtime.tokenizer import SentencePiece, checked_ids, open_tokenizer
-from multiway.specs import MultiwayError
+from multiway.specs import MultiwayError, Spec
+from multiway.specs import load as load_spec
+from multiway.specs.config import Kinds, key
 from multiway.specs.language import Preprocess
+from multiway.zoo import catalogue
 
 Image = pytest.importorskip("PIL.Image")
-HEADS = list(mw.load("beit3-test").heads)
+EXAMPLES = sorted((Path(__file__).parents[2] / "specs" / "examples").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +81,131 @@ def test_any_mode_of_image_is_read(tmp_path: Path) -> None:
 # Heads
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_every_head_answers(head: str, photo: Path) -> None:
-    predictor = Predictor(mw.compile("beit3-test", head=head), top=3, tokens=4)
-    images = (photo, photo) if head == "nlvr2" else (photo,)
-    reads_text = any(base == "text" for _, base in predictor.names)
-    text = "a <mask> here" if reads_text else None
-    result = predictor(Example(images=images, text=text))
+def answering() -> list[Any]:
+    """(spec, head) of every head of BEiT-3, and of one for each kind that it has not."""
+    found, asked = [], set()
+    for source in ("beit3-test", "pythia-test", *EXAMPLES):
+        for name, head in mw.load(source).heads.items():
+            kind = getattr(head, "kind", "")
+            if source == "beit3-test" or kind not in asked:
+                found.append(pytest.param(source, name, id=f"{kind}-{name}"))
+            asked.add(kind)
+    assert asked == kinds().classes.keys(), "specs/examples show every kind of head"
+    return found
+
+
+def example_for(predictor: Predictor, photo: Path) -> Example:
+    """One with everything that the head reads."""
+    forms = [predictor.model.spec.inputs[base].form() for _, base in predictor.names]
+    text = "a <mask> here" if "tokens" in forms else None
+    return Example(images=(photo,) * forms.count("image"), text=text)
+
+
+@pytest.mark.parametrize(("source", "head"), answering())
+def test_every_head_answers(source: str | Path, head: str, photo: Path) -> None:
+    predictor = Predictor(mw.compile(source, head=head), top=3, tokens=4)
+    example = example_for(predictor, photo)
+    result = predictor(example)
+    assert result
     assert json.loads(json.dumps(result)) == result
-    assert result == predictor(Example(images=images, text=text)), "the same again"
+    assert result == predictor(example), "the same again"
+
+
+@pytest.mark.parametrize(("source", "head"), answering())
+def test_an_answer_pickles(source: str | Path, head: str, photo: Path) -> None:
+    model = mw.compile(source, head=head)
+    predictor = Predictor(model, tokens=4)
+    example = example_for(predictor, photo)
+    before = predictor(example)
+    model.answer = pickle.loads(pickle.dumps(model.answer))
+    assert Predictor(model, tokens=4)(example) == before
+
+
+def test_a_text_that_is_continued_does_not_end() -> None:
+    change = {"inputs.tokens.special": "{end: 0}", "inputs.tokens.vocab": 300}
+    predictor = Predictor(mw.compile("pythia-test", set=change))
+    assert predictor.inputs(Example(text="a"))["tokens"].tolist() == [[1 + ord("a")]]
+    read = Predictor(mw.compile("beit3-test", head="mlm", set={"heads.mlm.reads": '["text"]'}))
+    assert read.inputs(Example(text="a"))["text"].tolist() == [[0, 3 + ord("a"), 2]]
+
+
+def test_a_caption_starts_from_nothing(photo: Path) -> None:
+    predictor = Predictor(mw.compile("beit3-test", head="captioning"), tokens=4)
+    alone = predictor(Example(images=(photo,)))
+    assert alone == predictor(Example(images=(photo,), text="words"))
+    with pytest.raises(MultiwayError, match="the head reads 'image'"):
+        predictor(Example(text="words"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Channels(HeadKind):
+    """A kind of head that multiway has not: the likeliest channels of the last token."""
+
+    kind: Literal["channels"] = key("channels", default="channels")
+    answers: bool = key("whether it predicts", default=True)
+
+    def declare(self, declared: Declared, path: str) -> None:
+        pass
+
+    def programs(self, spec: Spec) -> tuple[str, ...]:
+        return ("forward",)
+
+    def inputs(self, spec: Spec) -> tuple[str, ...]:
+        return tuple(spec.inputs)
+
+    def build(self, builder: Builder, program: str) -> LayerGraph:
+        names = self.inputs(builder.spec)
+        seq = builder.sequence(names, builder.inputs_for(names))
+        return builder.output(hidden=builder.trunk(seq))
+
+    def answer(self, spec: Spec) -> Answer | None:
+        if not self.answers:
+            return None
+        names = self.inputs(spec)
+        return Answer(predict=self.largest, embed=self.last, continues=names[0])
+
+    @staticmethod
+    def last(request: Request) -> dict[str, torch.Tensor]:
+        return {name: request.model(**{name: x})[0, -1] for name, x in request.inputs.items()}
+
+    @staticmethod
+    def largest(request: Request) -> dict[str, Any]:
+        ((name, hidden),) = Channels.last(request).items()
+        return {name: most_likely(hidden.softmax(-1), request.top)}
+
+
+def with_channels(**more: Any) -> Spec:
+    change = {"extends": "pythia-test", "heads": {"task": {"kind": "channels", **more}}}
+    return load_spec(
+        {"multiway": 1, "name": "with-channels", **change},
+        resolver=catalogue(),
+        kinds=Kinds(*kinds().classes.values(), Channels),
+    ).for_head("task")
+
+
+def test_a_new_kind_of_head_predicts_by_its_class_alone() -> None:
+    model = mw.compile(with_channels())
+    model.answer = pickle.loads(pickle.dumps(model.answer))
+    predictor = Predictor(model, top=2)
+    with torch.inference_mode():
+        hidden = model(tokens=torch.tensor([list(b"ab")]))[0, -1]
+    best = hidden.argsort(descending=True)[:2].tolist()
+    found = predictor(Example(text="ab"))
+    assert [each["id"] for each in found["tokens"]] == best
+    torch.testing.assert_close(predictor.embed(Example(text="ab"))["tokens"], hidden)
+    assert text_of(with_channels()) == "tokens", "multiway generate goes on where the head says"
+
+
+def test_a_head_without_an_answer_is_named() -> None:
+    spec = with_channels(answers=False)
+    with pytest.raises(MultiwayError) as caught:
+        Predictor(mw.compile(spec))
+    assert str(caught.value) == (
+        "with-channels: error[unknown-head]: head 'task' predicts nothing from files\n"
+        "  expected: a head whose kind defines `answer`; see docs/adding_a_head.md"
+    )
+    with pytest.raises(MultiwayError, match="head 'task' does not continue texts"):
+        text_of(spec)
 
 
 def test_two_images_are_told_apart(photo: Path, tmp_path: Path) -> None:
