@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from multiway.compiler.declared import join
 from multiway.compiler.graph import Value
 from multiway.compiler.wiring_parameters import generator_norm, history_norm, router_path
-from multiway.specs.readings import Reading, Site, read_sources
-from multiway.specs.wiring import Generator, Mix, Router
+from multiway.specs.connections import Reading, Site, read_sources
+from multiway.specs.language.wiring import Generator, Mix, Router
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from multiway.compiler.declared import Declared, join, start_of, ways_of
 from multiway.compiler.graph import Param
 from multiway.compiler.wiring_parameters import declare_before, declare_behind
+from multiway.specs.connections import Site, sites, split_norms
 from multiway.specs.errors import MultiwayError
-from multiway.specs.language import Block
-from multiway.specs.parts import PlainNorm
-from multiway.specs.readings import Site, sites, split_norms
-from multiway.specs.routing import Chosen, chosen
+from multiway.specs.language.document import Block
+from multiway.specs.language.parts import PlainNorm
+from multiway.specs.language.routing import Chosen, chosen
 from multiway.specs.spec import Spec
 
 MAX_PARAMETERS = 4_000_000_000_000

@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 from multiway.compiler.declared import join
 from multiway.compiler.graph import Value
 from multiway.compiler.hiddens import Hiddens, Segment
-from multiway.specs.config import Config
-from multiway.specs.routing import Balance, Capacity, Chosen, ExpertChoice, ExpertRouter, Hash, TopK
+from multiway.specs.language.fields import Config
+from multiway.specs.language.routing import (
+    Balance,
+    Capacity,
+    Chosen,
+    ExpertChoice,
+    ExpertRouter,
+    Hash,
+    TopK,
+)
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder

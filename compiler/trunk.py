@@ -9,7 +9,7 @@ from multiway.compiler.graph import Value
 from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.lanes import LaneState
 from multiway.compiler.mixes import MixState
-from multiway.specs.readings import Site, reading, sites, split_norms
+from multiway.specs.connections import Site, reading, sites, split_norms
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from multiway.compiler.declared import Declared, initial_values, start_of
 from multiway.compiler.init import IDENTITY, NORMAL, ONES, ZEROS, Init, diagonal, one_hot, tiled
-from multiway.specs.config import Config, Real
-from multiway.specs.parts import Initial, PlainNorm
-from multiway.specs.readings import Reading, Site, read_sources, reading
-from multiway.specs.wiring import Generator, Hyper, Lanes, Manifold, Mix, Static
+from multiway.specs.connections import Reading, Site, read_sources, reading
+from multiway.specs.language.fields import Config, Real
+from multiway.specs.language.parts import Initial, PlainNorm
+from multiway.specs.language.wiring import Generator, Hyper, Lanes, Manifold, Mix, Static
 
 
 def declare_before(declared: Declared, site: Site) -> None:

@@ -11,9 +11,9 @@ from multiway.compiler.build import build, parameters
 from multiway.compiler.costs import Cost, costs, default_sizes, total
 from multiway.compiler.graph import LayerGraph
 from multiway.specs import MultiwayError, Spec
+from multiway.specs.checks.routing import routings
 from multiway.specs.errors import nearest, one_of
-from multiway.specs.routing import chosen
-from multiway.specs.routing_checks import routings
+from multiway.specs.language.routing import chosen
 from multiway.zoo import Entry, catalogue
 
 TEXT_TOKENS = 32  # of a text beside an image; a text alone is taken at its longest

@@ -11,8 +11,19 @@ from typing import Any
 
 import yaml
 
-from multiway.specs import checks
-from multiway.specs.config import (
+from multiway.specs.checks.spec import check
+from multiway.specs.errors import MultiwayError, Problem, Report, nearest, one_of, quote
+from multiway.specs.language.document import (
+    RESERVED,
+    Block,
+    Document,
+    Embed,
+    Head,
+    Input,
+    Learned,
+    Output,
+)
+from multiway.specs.language.fields import (
     MAX_COUNT,
     Count,
     Kinds,
@@ -23,19 +34,9 @@ from multiway.specs.config import (
     number_at,
     parse_expression,
 )
-from multiway.specs.errors import MultiwayError, Problem, Report, nearest, one_of, quote
-from multiway.specs.expressions import FUNCTIONS, WORDS, Expr
-from multiway.specs.language import (
-    RESERVED,
-    Block,
-    Document,
-    Embed,
-    Head,
-    Input,
-    Learned,
-    Output,
-)
-from multiway.specs.merge import (
+from multiway.specs.language.parts import Initial
+from multiway.specs.language.wiring import Wiring
+from multiway.specs.reading.merge import (
     Resolver,
     apply_sets,
     extend,
@@ -45,10 +46,9 @@ from multiway.specs.merge import (
     with_likes,
     with_wiring,
 )
-from multiway.specs.parts import Initial
-from multiway.specs.schema import check_schema
-from multiway.specs.source import Node, parse, read_file
-from multiway.specs.wiring import Wiring
+from multiway.specs.reading.schema import check_schema
+from multiway.specs.text.expressions import FUNCTIONS, WORDS, Expr
+from multiway.specs.text.source import Node, parse, read_file
 
 MAX_DEPTH = 4096  # blocks of a model
 
@@ -188,7 +188,7 @@ def _problems(spec: Spec, head: str) -> list[Problem]:
     """What is wrong with a spec as one head has it; says which, where the head has dims."""
     report = Report()
     try:
-        checks.check(spec.for_head(head), report)
+        check(spec.for_head(head), report)
     except MultiwayError as error:
         report.extend(error)
     if not spec.heads[head].dims:

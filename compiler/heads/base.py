@@ -10,9 +10,9 @@ from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.hiddens import Hiddens
 from multiway.specs.errors import Report, nearest, one_of
-from multiway.specs.language import Head
-from multiway.specs.source import Node
+from multiway.specs.language.document import Head
 from multiway.specs.spec import Spec
+from multiway.specs.text.source import Node
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.types import Tensor, sym
-from multiway.specs.config import Count, key
 from multiway.specs.errors import Report
-from multiway.specs.parts import Activation, PlainNorm
+from multiway.specs.language.fields import Count, key
+from multiway.specs.language.parts import Activation, PlainNorm
 from multiway.specs.spec import Spec
 
 PICKS = ("cls", "first", "mean")

@@ -11,8 +11,8 @@ from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.init import Init
-from multiway.specs.config import Config, Count, Real, key
 from multiway.specs.errors import Report
+from multiway.specs.language.fields import Config, Count, Real, key
 from multiway.specs.spec import Spec
 
 

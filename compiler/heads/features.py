@@ -10,8 +10,8 @@ from multiway.compiler.builder import Builder
 from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.heads.base import HeadKind
-from multiway.specs.config import key
 from multiway.specs.errors import Report
+from multiway.specs.language.fields import key
 from multiway.specs.spec import Spec
 
 

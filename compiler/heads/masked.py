@@ -10,8 +10,8 @@ from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.types import Tensor
-from multiway.specs.config import Count, key
 from multiway.specs.errors import Report
+from multiway.specs.language.fields import Count, key
 from multiway.specs.spec import Spec
 
 

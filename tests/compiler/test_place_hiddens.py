@@ -23,7 +23,7 @@ from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix import buffer
 from multiway.runtime.kernels.mix.buffer import Buffer
 from multiway.runtime.kernels.mix.history import History
-from multiway.specs.merge import wiring_names
+from multiway.specs.reading.merge import wiring_names
 
 WIRINGS = ("denseformer", "dar", "attnres", "mhar")
 SPECS = ("mudd-pythia-test", "muddformer-test", *(f"pythia-test+{name}" for name in WIRINGS))

@@ -30,8 +30,8 @@ from multiway.compiler.printing import to_text
 from multiway.compiler.types import Tensor, number
 from multiway.compiler.verify import verify
 from multiway.runtime.model import Model
-from multiway.specs.routing import Chosen, chosen
-from multiway.specs.routing_checks import routings
+from multiway.specs.checks.routing import routings
+from multiway.specs.language.routing import Chosen, chosen
 
 Mappings = dict[str, Any]
 SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large]

@@ -32,8 +32,8 @@ from multiway.compiler.report import report
 from multiway.compiler.report import to_text as report_text
 from multiway.specs import config, expressions, language, merge, parts, routing, source, wiring
 from multiway.specs import spec as spec_module
-from multiway.specs.source import parse
 from multiway.specs.spec import Spec
+from multiway.specs.text.source import parse
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "specs" / "examples"

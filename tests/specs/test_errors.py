@@ -18,8 +18,8 @@ import pytest
 import multiway as mw
 from multiway.compiler.heads import kinds
 from multiway.specs.errors import one_of
-from multiway.specs.merge import wiring_names
-from multiway.specs.source import MAX_BYTES
+from multiway.specs.reading.merge import wiring_names
+from multiway.specs.text.source import MAX_BYTES
 
 HERE = Path(__file__).parent
 BAD = HERE / "bad"

@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
-from multiway.specs import expressions
 from multiway.specs.errors import MultiwayError, Report, Span, one_of
-from multiway.specs.expressions import Expr, ExpressionError
-from multiway.specs.source import Node
+from multiway.specs.text import expressions
+from multiway.specs.text.expressions import Expr, ExpressionError
+from multiway.specs.text.source import Node
 
 MAX_COUNT = 1e9  # no dimension of a model is larger
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}", re.ASCII)

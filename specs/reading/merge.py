@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multiway.specs.config import TAGS, Kinds, keys_of
 from multiway.specs.errors import MultiwayError, Span, nearest, one_of, quote
-from multiway.specs.full_form import full_document, full_form
-from multiway.specs.language import Document
-from multiway.specs.source import MAX_DEPTH, MAX_NODES, Node, parse_value, read_file
-from multiway.specs.wiring import Wiring
+from multiway.specs.language.document import Document
+from multiway.specs.language.fields import TAGS, Kinds, keys_of
+from multiway.specs.language.wiring import Wiring
+from multiway.specs.reading.full_form import full_document, full_form
+from multiway.specs.text.source import MAX_DEPTH, MAX_NODES, Node, parse_value, read_file
 
 MAX_CHAIN = 16  # documents that extend one another, heads that are like one another
-WIRINGS = Path(__file__).parent / "wirings"
-DEFAULTS = Path(__file__).parent / "defaults.yaml"
+WIRINGS = Path(__file__).parents[1] / "wirings"
+DEFAULTS = Path(__file__).parents[1] / "defaults.yaml"
 
 Resolver = Callable[[str], Node | None]
 """From the name of a spec to its document, or None when there is none of that name."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from multiway.specs.config import Config, Count, Formula, Kinds, Real, key
-from multiway.specs.parts import Activation, Initial, PlainNorm
+from multiway.specs.language.fields import Config, Count, Formula, Kinds, Real, key
+from multiway.specs.language.parts import Activation, Initial, PlainNorm
 
 Stream = Literal["q", "k", "v", "r", "x", "value"]
 At = Literal["block", "sublayer"]

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from multiway.specs.errors import Report, nearest, one_of, quote
-from multiway.specs.parts import Norm
-from multiway.specs.routing import Chosen, Experts, Fused, Hash, Modality, chosen
+from multiway.specs.language.parts import Norm
+from multiway.specs.language.routing import Chosen, Experts, Fused, Hash, Modality, chosen
 
 if TYPE_CHECKING:
-    from multiway.specs.language import Block
-    from multiway.specs.source import Node
+    from multiway.specs.language.document import Block
     from multiway.specs.spec import Spec
+    from multiway.specs.text.source import Node
 
 _WAY = r"[a-z][a-z0-9_]*"
 

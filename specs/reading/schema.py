@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from multiway.specs.config import (
+from multiway.specs.errors import Problem, Report, nearest, one_of, quote
+from multiway.specs.language.document import NAME, NAME_RULE, Document
+from multiway.specs.language.fields import (
     Config,
     Count,
     Formula,
@@ -21,9 +23,7 @@ from multiway.specs.config import (
     kinds_in,
     unwrap,
 )
-from multiway.specs.errors import Problem, Report, nearest, one_of, quote
-from multiway.specs.language import NAME, NAME_RULE, Document
-from multiway.specs.source import Node
+from multiway.specs.text.source import Node
 
 # Names of models end up in file names and in the code that is written for them.
 _MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"

@@ -7,9 +7,10 @@ import dataclasses
 import keyword
 from typing import TYPE_CHECKING, Any
 
-from multiway.specs.config import parse_expression
+from multiway.specs.checks.routing import check_experts, check_norm
+from multiway.specs.checks.wiring import check_wiring
 from multiway.specs.errors import Report, nearest, one_of
-from multiway.specs.language import (
+from multiway.specs.language.document import (
     Attention,
     Block,
     Embed,
@@ -17,14 +18,13 @@ from multiway.specs.language import (
     Learned,
     Rotary,
 )
-from multiway.specs.parts import Norm, PlainNorm
-from multiway.specs.routing_checks import check_experts, check_norm
-from multiway.specs.wiring import Manifold
-from multiway.specs.wiring_checks import check_wiring
+from multiway.specs.language.fields import parse_expression
+from multiway.specs.language.parts import Norm, PlainNorm
+from multiway.specs.language.wiring import Manifold
 
 if TYPE_CHECKING:
-    from multiway.specs.source import Node
     from multiway.specs.spec import Spec
+    from multiway.specs.text.source import Node
 
 MAX_INPUTS = 16  # a head may have a program for every subset of them
 

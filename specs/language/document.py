@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from multiway.specs.config import Config, Count, Formula, Kinds, Offset, Real, Test, key
 from multiway.specs.errors import Report, quote
-from multiway.specs.parts import Activation, Initial, Norm, PlainNorm
-from multiway.specs.routing import Routing
-from multiway.specs.wiring import Wiring
+from multiway.specs.language.fields import Config, Count, Formula, Kinds, Offset, Real, Test, key
+from multiway.specs.language.parts import Activation, Initial, Norm, PlainNorm
+from multiway.specs.language.routing import Routing
+from multiway.specs.language.wiring import Wiring
 
 if TYPE_CHECKING:
     from multiway.specs.spec import Spec

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from multiway.specs.errors import MultiwayError
-from multiway.specs.wiring import Mix
+from multiway.specs.language.wiring import Mix
 
 if TYPE_CHECKING:
-    from multiway.specs.config import Formula
+    from multiway.specs.language.fields import Formula
     from multiway.specs.spec import Spec
 
 Part = Literal["attention", "ffn", "both", "output"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from multiway.specs.connections import reading, sites
 from multiway.specs.errors import MultiwayError, Report, one_of
-from multiway.specs.readings import reading, sites
-from multiway.specs.wiring import Lanes, Manifold, Mix
+from multiway.specs.language.wiring import Lanes, Manifold, Mix
 
 if TYPE_CHECKING:
     from multiway.specs.spec import Spec
