@@ -15,8 +15,8 @@ from multiway.compiler.routers import padding_of
 from multiway.compiler.routing import Routing
 from multiway.compiler.trunk import Trunk
 from multiway.compiler.types import Tensor, Type, sym
-from multiway.specs.language.document import Learned
 from multiway.specs.language.fields import Config
+from multiway.specs.language.inputs import Learned
 from multiway.specs.language.parts import PlainNorm
 from multiway.specs.spec import Spec
 

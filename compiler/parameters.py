@@ -14,7 +14,7 @@ from multiway.compiler.graph import Param
 from multiway.compiler.wiring_parameters import declare_before, declare_behind
 from multiway.specs.connections import Site, sites, split_norms
 from multiway.specs.errors import MultiwayError
-from multiway.specs.language.document import Block
+from multiway.specs.language.block import Block
 from multiway.specs.language.parts import PlainNorm
 from multiway.specs.language.routing import Chosen, chosen
 from multiway.specs.spec import Spec

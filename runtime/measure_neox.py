@@ -9,7 +9,7 @@ import torch
 
 from multiway.runtime.measure_sides import Side, Work, step
 from multiway.specs.errors import MultiwayError
-from multiway.specs.language.document import Block, Rotary
+from multiway.specs.language.block import Block, Rotary
 from multiway.specs.spec import Spec
 
 

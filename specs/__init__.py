@@ -3,8 +3,9 @@
 from multiway.specs.errors import MultiwayError, Problem, Report, Span
 from multiway.specs.language.document import Head
 from multiway.specs.language.fields import Kinds
+from multiway.specs.load import load
 from multiway.specs.reading.schema import document_schema
-from multiway.specs.spec import Spec, load
+from multiway.specs.spec import Spec
 
 __all__ = [
     "Head",

@@ -12,7 +12,7 @@ from multiway.specs.language.parts import Norm
 from multiway.specs.language.routing import Chosen, Experts, Fused, Hash, Modality, chosen
 
 if TYPE_CHECKING:
-    from multiway.specs.language.document import Block
+    from multiway.specs.language.block import Block
     from multiway.specs.spec import Spec
     from multiway.specs.text.source import Node
 

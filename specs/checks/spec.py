@@ -10,15 +10,9 @@ from typing import TYPE_CHECKING, Any
 from multiway.specs.checks.routing import check_experts, check_norm
 from multiway.specs.checks.wiring import check_wiring
 from multiway.specs.errors import Report, nearest, one_of
-from multiway.specs.language.document import (
-    Attention,
-    Block,
-    Embed,
-    Input,
-    Learned,
-    Rotary,
-)
+from multiway.specs.language.block import Attention, Block, Rotary
 from multiway.specs.language.fields import parse_expression
+from multiway.specs.language.inputs import Embed, Input, Learned
 from multiway.specs.language.parts import Norm, PlainNorm
 from multiway.specs.language.wiring import Manifold
 
@@ -332,3 +326,19 @@ def _check_eps(norm: Any, report: Report) -> None:
             span=norm.span("eps"),
             expected="a small number, 1e-5 for instance",
         )
+
+
+# Heads
+
+
+def check_head_dims(spec: Spec, report: Report) -> None:
+    for name, head in spec.heads.items():
+        for dim in head.dims:
+            if dim not in spec.dims:
+                report.add(
+                    "unknown-dim",
+                    f"heads.{name} changes {dim!r}, which is not a dim of this spec",
+                    span=head.node["dims"].key_span(dim),
+                    expected=one_of(spec.dims),
+                    nearest=nearest(dim, spec.dims),
+                )

@@ -10,8 +10,10 @@ from itertools import islice
 from typing import Any
 
 from multiway.specs.errors import Problem, Report, nearest, one_of, quote
-from multiway.specs.language.document import NAME, NAME_RULE, Document
+from multiway.specs.language.document import Document
 from multiway.specs.language.fields import (
+    NAME,
+    NAME_RULE,
     Config,
     Count,
     Formula,

@@ -15,7 +15,7 @@ from multiway.runtime.media import read_image
 from multiway.runtime.predict import Example, Predictor
 from multiway.runtime.tokenizer import SentencePiece, checked_ids, open_tokenizer
 from multiway.specs import MultiwayError
-from multiway.specs.language.document import Preprocess
+from multiway.specs.language.inputs import Preprocess
 
 Image = pytest.importorskip("PIL.Image")
 HEADS = list(mw.load("beit3-test").heads)

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 import multiway as mw
-from multiway.specs.language.document import Learned, Rotary
+from multiway.specs.language.block import Rotary
+from multiway.specs.language.inputs import Learned
 from multiway.specs.text.source import parse
 from multiway.zoo import catalogue
 
