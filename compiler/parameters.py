@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from multiway.compiler.declared import Declared, join, start_of, ways_of
 from multiway.compiler.graph import Param
 from multiway.compiler.wiring_parameters import declare_before, declare_behind
-from multiway.specs.connections import Site, sites, split_norms
+from multiway.specs.connections import Site
 from multiway.specs.errors import MultiwayError
 from multiway.specs.language.block import Block
 from multiway.specs.language.parts import PlainNorm
@@ -26,7 +26,7 @@ def declare(spec: Spec) -> Mapping[str, Param]:
     """Every parameter of the spec as its head has it, in a fixed order. Raises MultiwayError."""
     declared = Declared(spec)
     _embed(spec, declared)
-    for site in sites(spec):
+    for site in spec.connections.sites:
         declare_before(declared, site)
         _sublayer(spec, declared, site)
         declare_behind(declared, site)
@@ -103,7 +103,7 @@ def _attention(spec: Spec, declared: Declared, site: Site, block: Block) -> None
     path, width, attention = f"blocks.{site.layer}.attention", spec.width, block.attention
     inner, kv = attention_widths(spec, block)
     norm, places = attention.norm or block.norm, spec.wiring.norms
-    split = "qkv" if split_norms(spec, site) else ("",)
+    split = "qkv" if spec.connections.split_norms(site) else ("",)
     for stream in split if "input" in places else ():
         declared.norm(join(path, "norm", stream), norm, width=width, default=block.norm)
     ways, experts = ways_of(spec, attention.experts), chosen(attention.experts)

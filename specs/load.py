@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from multiway.specs.checks.spec import check, check_head_dims
+from multiway.specs.connections import Connections
 from multiway.specs.errors import MultiwayError, Problem, Report, nearest, quote
 from multiway.specs.language.document import Document, Output
 from multiway.specs.language.fields import Kinds, keys_of
@@ -161,23 +162,29 @@ def _convert(tree: Node, kinds: Kinds) -> Spec:
     dims = values_of_dims(tree["dims"], report)
     report.raise_if_any()
     reader = Reader(dims, report)
+    inputs = _each(Input, tree, "inputs", reader)  # problems come in this order
+    embed = _each(Embed, tree, "embed", reader)
+    blocks = blocks_of(tree, dims, report)
+    wiring = _one(Wiring, tree, "wiring", reader)
+    output = _one(Output, tree, "output", reader)
+    given = tree["heads"].value.items()
+    heads = {name: reader.kinds(kinds, node, f"heads.{name}") for name, node in given}
+    init = _each(Initial, tree, "init", reader)
+    report.raise_if_any()
     spec = Spec(
         name=str(tree["name"].value),
         tree=tree,
         dims=dims,
-        inputs=_each(Input, tree, "inputs", reader),
-        embed=_each(Embed, tree, "embed", reader),
-        blocks=blocks_of(tree, dims, report),
-        wiring=_one(Wiring, tree, "wiring", reader),
-        output=_one(Output, tree, "output", reader),
-        heads={
-            name: reader.kinds(kinds, node, f"heads.{name}")
-            for name, node in tree["heads"].value.items()
-        },
-        init=_each(Initial, tree, "init", reader),
+        inputs=inputs,
+        embed=embed,
+        blocks=blocks,
+        wiring=wiring,
+        output=output,
+        heads=heads,
+        init=init,
+        connections=Connections(blocks, wiring),
         kinds=kinds,
     )
-    report.raise_if_any()
     check_head_dims(spec, report)
     report.raise_if_any()
     return spec

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import yaml
 
+from multiway.specs.connections import Connections
 from multiway.specs.errors import MultiwayError, nearest, one_of
 from multiway.specs.language.block import Block
 from multiway.specs.language.document import Head, Output
@@ -31,6 +32,7 @@ class Spec:
     output: Output
     heads: Mapping[str, Head]
     init: Mapping[str, Initial]
+    connections: Connections = field(repr=False)
     kinds: Kinds = field(repr=False)
     origin: str = ""  # the zoo entry that it is, or extends
     head_name: str = ""

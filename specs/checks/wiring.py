@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from multiway.specs.connections import reading, sites
 from multiway.specs.errors import MultiwayError, Report, one_of
 from multiway.specs.language.wiring import Lanes, Manifold, Mix
 
@@ -137,7 +136,7 @@ def _check_sources(mix: Mix, report: Report) -> None:
 def _check_readings(spec: Spec, name: str, mix: Mix, report: Report) -> None:
     """Sources that exist, for every reader; one problem is enough."""
     try:
-        found = [(site, reading(spec, name, mix, site)) for site in sites(spec)]
+        found = list(zip(spec.connections.sites, spec.connections.readings(name), strict=True))
     except MultiwayError as error:
         report.extend(error)
         return
@@ -224,11 +223,11 @@ def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
 
 def _check_read(spec: Spec, report: Report) -> None:
     """No mix may take the place of a sum that nobody has read; one problem is enough."""
-    for site in sites(spec):
+    for site in spec.connections.sites:
         made: dict[tuple[str, str], Mix] = {}
         streams = dict.fromkeys(("q", "k", "v", "x", "r", "value"), _Stream())
         for name, mix in spec.wiring.mixes():
-            found = reading(spec, name, mix, site)
+            found = spec.connections.reading(name, site)
             ways = found.ways if found is not None else ()
             made |= {(name, way): mix for way in ways}
             streams = _mixed(streams, name, mix, ways)
@@ -274,7 +273,7 @@ def _check_joined(spec: Spec, report: Report) -> None:
     if len(mixes) != 1 or any(mix.generator for _, mix in wiring.mixes()):
         return
     ((name, mix),) = mixes
-    found = [reading(spec, name, mix, site) for site in sites(spec)[1:]]
+    found = spec.connections.readings(name)[1:]
     if mix.of == "hidden" or mix.add or not all(each and "r" in each.ways for each in found):
         return
     message = "the mix stands for the residual stream everywhere, so nothing joins it"
