@@ -15,6 +15,7 @@ from multiway.compiler.wiring_parameters import declare_before, declare_behind
 from multiway.specs.connections import Site
 from multiway.specs.errors import MultiwayError
 from multiway.specs.language.block import Block
+from multiway.specs.language.inputs import Form
 from multiway.specs.language.parts import PlainNorm
 from multiway.specs.language.routing import Chosen, chosen
 from multiway.specs.spec import Spec
@@ -52,10 +53,10 @@ def _embed(spec: Spec, declared: Declared) -> None:
 def _embed_input(spec: Spec, declared: Declared, modality: str, name: str) -> None:
     each, embed = spec.inputs[name], spec.embed.get(modality)
     path, width = f"embed.{modality}", spec.width
-    if each.form() == "tokens":
+    if each.form() == Form.TOKENS:
         assert each.vocab is not None
         declared.add(f"{path}.weight", (each.vocab, width), start_of("embedding", "weight"), each)
-    elif each.form() == "features":
+    elif each.form() == Form.FEATURES:
         assert each.features is not None
         bias = embed is None or embed.bias
         declared.linear(f"{path}.project", out=width, width=each.features, bias=bias, part=each)

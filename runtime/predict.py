@@ -14,6 +14,7 @@ from multiway.runtime.media import read_image
 from multiway.runtime.model import Model
 from multiway.runtime.tokenizer import Tokenizer, checked_ids, open_tokenizer
 from multiway.specs.errors import MultiwayError
+from multiway.specs.language.inputs import Form
 
 _MASKED_SHARE = 0.4  # of the patches, where a model predicts hidden ones
 
@@ -47,7 +48,9 @@ class Predictor:
         return found
 
     def _tokenizer(self, path: Path | None) -> Tokenizer | None:
-        texts = [base for _, base in self.names if self.model.spec.inputs[base].form() == "tokens"]
+        texts = [
+            base for _, base in self.names if self.model.spec.inputs[base].form() == Form.TOKENS
+        ]
         if not texts:
             return None
         return open_tokenizer(
@@ -61,11 +64,11 @@ class Predictor:
         images, found = list(example.images), {}
         for name, base in self.names:
             form = self.model.spec.inputs[base].form()
-            if form == "image" and images:
+            if form == Form.IMAGE and images:
                 found[name] = self._image(images.pop(0), base)
-            elif form == "tokens" and example.text is not None:
+            elif form == Form.TOKENS and example.text is not None:
                 found[name] = self._text(example.text, base)
-            elif form == "features":
+            elif form == Form.FEATURES:
                 raise MultiwayError.one(
                     "missing-input",
                     f"{name!r} are vectors, which no file holds",
@@ -73,7 +76,7 @@ class Predictor:
                     expected="mw.compile(...) in Python",
                 )
             elif not self._optional(name, form):
-                option = "--image FILE" if form == "image" else '--text "..."'
+                option = "--image FILE" if form == Form.IMAGE else '--text "..."'
                 message = f"the head reads {name!r}"
                 raise MultiwayError.one("missing-input", message, place="input", expected=option)
         if images:
@@ -83,7 +86,7 @@ class Predictor:
 
     def _optional(self, name: str, form: str) -> bool:
         """A tower may be embedded alone, and a caption is written from nothing."""
-        return self.kind == "contrastive" or (self.kind == "prefix_lm" and form == "tokens")
+        return self.kind == "contrastive" or (self.kind == "prefix_lm" and form == Form.TOKENS)
 
     def _image(self, path: Path, base: str) -> torch.Tensor:
         size = self.model.spec.inputs[base].size
@@ -166,7 +169,7 @@ class Predictor:
         """Words under the masks of a text, or visual tokens under hidden patches."""
         predict = str(getattr(self.model.spec.head, "predict", ""))
         source = self.model.spec.inputs[predict]
-        if source.form() == "image":
+        if source.form() == Form.IMAGE:
             return self._fill_image(predict, inputs)
         mask = source.special.mask if source.special else None
         places = [i for i, token in enumerate(inputs[predict][0].tolist()) if token == mask]

@@ -12,7 +12,7 @@ from multiway.specs.errors import MultiwayError, nearest, one_of
 from multiway.specs.language.block import Block
 from multiway.specs.language.document import Head, Output
 from multiway.specs.language.fields import Kinds
-from multiway.specs.language.inputs import Embed, Input, Learned
+from multiway.specs.language.inputs import Embed, Form, Input, Learned
 from multiway.specs.language.parts import Initial
 from multiway.specs.language.wiring import Wiring
 from multiway.specs.text.source import Node
@@ -94,7 +94,7 @@ class Spec:
         """Tokens that an input becomes: exact for an image, the most for others, None: no limit."""
         each = self.inputs[name]
         embed = self.embed.get(each.modality)
-        if each.form() == "image":
+        if each.form() == Form.IMAGE:
             assert each.size is not None and embed is not None and embed.patch is not None
             return (each.size // embed.patch.size) ** 2 + (1 if embed.cls else 0)
         position = embed.position if embed else None

@@ -12,6 +12,7 @@ from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.types import Tensor
 from multiway.specs.errors import Report
 from multiway.specs.language.fields import Count, key
+from multiway.specs.language.inputs import Form
 from multiway.specs.spec import Spec
 
 
@@ -47,7 +48,7 @@ class Masked(HeadKind):
             )
         each = spec.inputs[self.predict]
         embed = spec.embed.get(each.modality)
-        if each.form() == "image" and not (embed is not None and embed.mask_token):
+        if each.form() == Form.IMAGE and not (embed is not None and embed.mask_token):
             report.add(
                 "missing-key",
                 f"patches of {self.predict!r} cannot be masked",
@@ -68,7 +69,7 @@ class Masked(HeadKind):
     def build(self, builder: Builder, program: str) -> LayerGraph:
         names = self.inputs(builder.spec)
         values = builder.inputs_for(names)
-        if builder.spec.inputs[self.predict].form() == "image":
+        if builder.spec.inputs[self.predict].form() == Form.IMAGE:
             values |= builder.masks_for([self.predict])
         seq = builder.sequence(names, values)
         logits = self.logits(builder, self.segments(builder, builder.trunk(seq), seq))

@@ -12,7 +12,7 @@ from multiway.specs.checks.wiring import check_wiring
 from multiway.specs.errors import Report, nearest, one_of
 from multiway.specs.language.block import Attention, Block, Rotary
 from multiway.specs.language.fields import parse_expression
-from multiway.specs.language.inputs import Embed, Input, Learned
+from multiway.specs.language.inputs import Embed, Form, Input, Learned
 from multiway.specs.language.parts import Norm, PlainNorm
 from multiway.specs.language.wiring import Manifold
 
@@ -117,7 +117,7 @@ def _check_embed(spec: Spec, report: Report) -> None:
         _check_embed_form(modality, embed, name, spec.inputs[name].form(), report)
     for name, each in spec.inputs.items():
         embedded = spec.embed.get(each.modality)
-        if each.form() == "image" and (embedded is None or embedded.patch is None):
+        if each.form() == Form.IMAGE and (embedded is None or embedded.patch is None):
             report.add(
                 "missing-key",
                 f"the image {name!r} has no patches",
@@ -126,16 +126,17 @@ def _check_embed(spec: Spec, report: Report) -> None:
             )
 
 
-def _check_embed_form(modality: str, embed: Embed, name: str, form: str, report: Report) -> None:
-    belongs = {"patch": "image", "cls": "image", "mask_token": "image", "bias": "features"}
-    words = {"image": "an image", "features": "vectors"}
+def _check_embed_form(modality: str, embed: Embed, name: str, form: Form, report: Report) -> None:
+    image = dict.fromkeys(("patch", "cls", "mask_token"), Form.IMAGE)
+    belongs = {**image, "bias": Form.FEATURES}
+    words = {Form.IMAGE: "an image", Form.FEATURES: "vectors", Form.TOKENS: "token ids"}
     for key, wanted in belongs.items():
         given = embed.node.get(key)
         if given is not None and given.value is not False and form != wanted:
             report.add(
                 "input-form",
                 f"{key} is for {words[wanted]}; the input {name!r} of modality {modality!r} "
-                f"holds {words.get(form, 'token ids')}",
+                f"holds {words[form]}",
                 span=embed.node.key_span(key),
             )
 
@@ -156,7 +157,7 @@ def _check_special(each: Input, report: Report) -> None:
 
 def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
     embed = spec.embed.get(each.modality)
-    if each.form() == "image":
+    if each.form() == Form.IMAGE:
         assert each.size is not None and embed is not None and embed.patch is not None
         if each.size % embed.patch.size:
             report.add(

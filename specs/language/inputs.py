@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Annotated, ClassVar, Literal
 
 from multiway.specs.errors import Report, quote
@@ -18,6 +19,14 @@ class Special(Config):
     padding: Offset | None = key("fills up shorter texts")
     end: Offset | None = key("last token of a text")
     mask: Offset | None = key("stands for a hidden word")
+
+
+class Form(StrEnum):
+    """What an input is made of."""
+
+    TOKENS = "tokens"
+    IMAGE = "image"
+    FEATURES = "features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,17 +44,17 @@ class Input(Config):
     channels: Count = key("image: channels", default=3)
     features: Count | None = key("vectors: their width")
 
-    def form(self) -> str:
-        """tokens, image or features."""
+    def form(self) -> Form:
+        """What its values are, as the one key of vocab, size and features says that is given."""
         if self.vocab is not None:
-            return "tokens"
-        return "image" if self.size is not None else "features"
+            return Form.TOKENS
+        return Form.IMAGE if self.size is not None else Form.FEATURES
 
-    only_for: ClassVar[dict[str, tuple[str, ...]]] = {
-        "context": ("tokens", "features"),
-        "padding": ("tokens", "features"),
-        "special": ("tokens",),
-        "channels": ("image",),
+    only_for: ClassVar[dict[str, tuple[Form, ...]]] = {
+        "context": (Form.TOKENS, Form.FEATURES),
+        "padding": (Form.TOKENS, Form.FEATURES),
+        "special": (Form.TOKENS,),
+        "channels": (Form.IMAGE,),
     }
 
     def check(self, report: Report) -> None:

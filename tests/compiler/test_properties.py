@@ -31,6 +31,7 @@ from multiway.compiler.types import Tensor, number
 from multiway.compiler.verify import verify
 from multiway.runtime.model import Model
 from multiway.specs.checks.routing import routings
+from multiway.specs.language.inputs import Form
 from multiway.specs.language.routing import Chosen, chosen
 
 Mappings = dict[str, Any]
@@ -208,7 +209,7 @@ def kept_tokens(spec: mw.Spec, program: str, given: Mappings) -> torch.Tensor:
         if name not in spec.inputs:
             continue
         value = given[name]
-        tokens = spec.tokens_of(name) if spec.inputs[name].form() == "image" else value.shape[1]
+        tokens = spec.tokens_of(name) if spec.inputs[name].form() == Form.IMAGE else value.shape[1]
         none = torch.zeros(len(value), int(tokens or 0), dtype=torch.bool)
         parts.append(~given.get(f"{name}_padding", none))
     return torch.cat(parts, 1)
