@@ -113,8 +113,8 @@ def _reading(name: str, mix: Mix, site: Site) -> Reading | None:
     values, last = "value" in mix.streams, site.part == "output"
     index = site.layer if mix.at == "block" or values else site.index
     ways = _ways(mix, site)
-    off_beat = index % mix.period != 0 and not last
-    if not ways or off_beat or (index == 0 and not mix.first):
+    skipped = index % mix.period != 0 and not last
+    if not ways or skipped or (index == 0 and not mix.first):
         return None
     names = {"layer": site.layer, **({"sublayer": site.index} if mix.at == "sublayer" else {})}
     if mix.where is not None and not mix.where.test(**names):

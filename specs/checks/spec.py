@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 MAX_INPUTS = 16  # a head may have a program for every subset of them
 
 # What programs call their own inputs; `text_padding` is the padding mask of `text`.
-_TAKEN = ("labels", "cache", "positions", "self", "getattr")
+_PROGRAM_INPUTS = ("labels", "cache", "positions", "self", "getattr")
 _ENDINGS = ("_padding", "_masked", "_positions")
+# Where the parameters of a model stand. A pass over one input has a module of the input's name
+# beside them, as the towers of `contrastive` do.
+CONTAINERS = ("embed", "blocks", "output", "heads")
 
 
 def check(spec: Spec, report: Report) -> None:
@@ -69,15 +72,22 @@ def _wiring_norms(spec: Spec) -> list[PlainNorm | None]:
 
 def _check_input_name(spec: Spec, name: str, report: Report) -> None:
     """Inputs become arguments of programs, beside others and in Python code."""
+    span = spec.tree["inputs"].key_span(name)
+    if name in CONTAINERS:
+        report.add(
+            "bad-name",
+            f"an input cannot be called {name!r}, under which a model has parameters",
+            span=span,
+            expected=f"a name other than {', '.join(CONTAINERS)}",
+        )
     python = keyword.iskeyword(name) or hasattr(builtins, name)
-    if name in _TAKEN or name.endswith(_ENDINGS) or python:
+    if name in _PROGRAM_INPUTS or name.endswith(_ENDINGS) or python:
         report.add(
             "bad-name",
             f"an input cannot be called {name!r}, which means something else in programs",
-            span=spec.tree["inputs"].key_span(name),
-            expected=f"a name other than {', '.join(_TAKEN)}, no keyword or builtin function of "
-            f"Python, and not one "
-            f"that ends in {', '.join(_ENDINGS)}",
+            span=span,
+            expected=f"a name other than {', '.join(_PROGRAM_INPUTS)}, no keyword or builtin "
+            f"function of Python, and not one that ends in {', '.join(_ENDINGS)}",
         )
 
 
@@ -167,7 +177,7 @@ def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
                 expected="patches that fill the image",
                 notes=(
                     ("patch", f"at {embed.patch.span('size')}"),
-                    *_bound(spec, each.node.get("size"), embed.patch.node.get("size")),
+                    *_dims_behind(spec, each.node.get("size"), embed.patch.node.get("size")),
                 ),
             )
             return
@@ -190,14 +200,14 @@ def _check_positions(spec: Spec, name: str, each: Input, position: Learned, repo
     if have >= need:
         return
     offset = f", the offset of {position.offset} included" if position.offset else ""
-    notes = _bound(spec, position.node.get("rows"))
+    notes = _dims_behind(spec, position.node.get("rows"))
     if tokens is None or tokens < 1:
         message = f"{position.rows} rows behind an offset of {position.offset} are no positions"
     else:
         message = f"{name!r} has up to {tokens} tokens, but {max(have, 0)} positions"
         source = each.node.get("context") or each.node.get("size")
         assert source is not None
-        notes = (("tokens", f"at {source.span}"), *_bound(spec, source), *notes)
+        notes = (("tokens", f"at {source.span}"), *_dims_behind(spec, source), *notes)
     report.add(
         "too-few-positions",
         message,
@@ -207,7 +217,7 @@ def _check_positions(spec: Spec, name: str, each: Input, position: Learned, repo
     )
 
 
-def _bound(spec: Spec, *nodes: Node | None) -> tuple[tuple[str, str], ...]:
+def _dims_behind(spec: Spec, *nodes: Node | None) -> tuple[tuple[str, str], ...]:
     """A note for each dim that sizes were made from: its value, and where it was bound."""
     dims = spec.tree["dims"]
     names: list[str] = []
@@ -267,7 +277,7 @@ def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
             expected="heads that divide the width, or head_width",
             notes=(
                 ("width", f"at {spec.tree['dims']['width'].span}"),
-                *_bound(spec, attention.node["heads"]),
+                *_dims_behind(spec, attention.node["heads"]),
             ),
         )
         return
@@ -279,7 +289,7 @@ def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
             expected="a divisor of heads",
             notes=(
                 ("heads", f"at {attention.span('heads')}"),
-                *_bound(spec, attention.node["heads"], attention.node["kv_heads"]),
+                *_dims_behind(spec, attention.node["heads"], attention.node["kv_heads"]),
             ),
         )
     if isinstance(attention.position, Rotary):

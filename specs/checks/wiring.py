@@ -20,12 +20,12 @@ def check_wiring(spec: Spec, report: Report) -> None:
         _check_weights(spec, mix, report)
         _check_sources(mix, report)
         if len(report.problems) == before:
-            _check_readings(spec, name, mix, report)
+            _check_source_lists(spec, name, mix, report)
     if wiring.lanes is not None:
         _check_lanes(spec, wiring.lanes, report)
     if len(report.problems) == before:
-        _check_read(spec, report)
-        _check_joined(spec, report)
+        _check_unread_sums(spec, report)
+        _check_replaced_residual(spec, report)
     residual = wiring.residual
     if residual is not None and residual.balance and residual.keep:
         message = "balance learns what is kept, so keep has no meaning"
@@ -133,7 +133,7 @@ def _check_sources(mix: Mix, report: Report) -> None:
         _conflict(report, mix, "source_norm", message, "at: block, or no source_norm")
 
 
-def _check_readings(spec: Spec, name: str, mix: Mix, report: Report) -> None:
+def _check_source_lists(spec: Spec, name: str, mix: Mix, report: Report) -> None:
     """Sources that exist, for every reader; one problem is enough."""
     try:
         found = list(zip(spec.connections.sites, spec.connections.readings(name), strict=True))
@@ -212,7 +212,7 @@ def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
         message = "pieces of the width are for hyper weights"
         _conflict(report, lanes, "split", message, "weights: {kind: hyper}, or copies")
     if isinstance(lanes.weights, Manifold):
-        _check_root(spec, lanes.weights, report)
+        _check_norm_root(spec, lanes.weights, report)
     if lanes.output == "weighted" and not manifold:
         message = "a weighted output needs the gates of manifold weights"
         _conflict(report, lanes, "output", message, "sum, or weights: {kind: manifold}")
@@ -221,7 +221,7 @@ def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
         _conflict(report, lanes, "output", message, "no output")
 
 
-def _check_read(spec: Spec, report: Report) -> None:
+def _check_unread_sums(spec: Spec, report: Report) -> None:
     """No mix may take the place of a sum that nobody has read; one problem is enough."""
     for site in spec.connections.sites:
         made: dict[tuple[str, str], Mix] = {}
@@ -230,7 +230,7 @@ def _check_read(spec: Spec, report: Report) -> None:
             found = spec.connections.reading(name, site)
             ways = found.ways if found is not None else ()
             made |= {(name, way): mix for way in ways}
-            streams = _mixed(streams, name, mix, ways)
+            streams = _streams_after(streams, name, mix, ways)
         read = {"ffn": "xr", "output": "r", "attention": "qkvr"}.get(site.part, "qkvxr")
         kept = {sums for stream in (*read, "value") for sums in streams[stream].sums}
         for (name, way), mix in made.items():
@@ -253,7 +253,7 @@ class _Stream:
         self.sums = frozenset(sums)
 
 
-def _mixed(
+def _streams_after(
     streams: dict[str, _Stream], name: str, mix: Mix, ways: tuple[str, ...]
 ) -> dict[str, _Stream]:
     """The streams behind a mix. What read the same as r, or of q, k and v as x, goes with it."""
@@ -266,7 +266,7 @@ def _mixed(
     return {**found, **new}
 
 
-def _check_joined(spec: Spec, report: Report) -> None:
+def _check_replaced_residual(spec: Spec, report: Report) -> None:
     """Where sums stand for the residual stream everywhere, nothing is left to keep or to norm."""
     wiring = spec.wiring
     mixes = [(name, mix) for name, mix in wiring.mixes() if "value" not in mix.streams]
@@ -286,7 +286,7 @@ def _check_joined(spec: Spec, report: Report) -> None:
         report.add("wiring-conflict", message, span=span, expected="norms: input, output or both")
 
 
-def _check_root(spec: Spec, weights: Manifold, report: Report) -> None:
+def _check_norm_root(spec: Spec, weights: Manifold, report: Report) -> None:
     """`root: outside` is for a norm that has nothing but a root and a gain."""
     norm = weights.norm
     kind = "rms_norm" if norm is None else norm.kind or spec.blocks[0].norm.kind

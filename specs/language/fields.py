@@ -59,9 +59,9 @@ class Config:
 
 
 def key(doc: str, *, default: Any = None) -> Any:
-    """A key of a mapping, with its line of documentation."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default, metadata={"doc": doc})
+    """A key of a mapping, with its line of documentation. Each object gets its own default dict."""
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata={"doc": doc})
     return field(default=default, metadata={"doc": doc})
 
 
@@ -158,7 +158,7 @@ def parse_expression(node: Node) -> Expr:
     try:
         return expressions.parse(str(node.value))
     except ExpressionError as error:
-        raise _placed(error, node) from None
+        raise _with_place(error, node) from None
 
 
 def evaluate_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
@@ -166,7 +166,7 @@ def evaluate_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
     try:
         return expressions.evaluate(expr, names)
     except ExpressionError as error:
-        raise _placed(error, node) from None
+        raise _with_place(error, node) from None
 
 
 def number_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
@@ -182,7 +182,7 @@ def number_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
     return value
 
 
-def _placed(error: ExpressionError, node: Node) -> MultiwayError:
+def _with_place(error: ExpressionError, node: Node) -> MultiwayError:
     """The error at its own characters, where the text stands in the file as it was read."""
     span, text = node.span, str(node.value)
     shift = 1 if node.quoted else 0

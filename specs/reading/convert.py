@@ -38,21 +38,21 @@ class Names(Mapping[str, float]):
     """
 
     def __init__(self, values: Mapping[str, float]) -> None:
-        self.values_ = dict(values)
+        self._values = dict(values)
         self.read_layer = False
 
     def __getitem__(self, name: str) -> float:
         self.read_layer |= name == "layer"
-        return self.values_[name]
+        return self._values[name]
 
     def __contains__(self, name: object) -> bool:
-        return name in self.values_
+        return name in self._values
 
     def __iter__(self) -> Any:
-        return iter(self.values_)
+        return iter(self._values)
 
     def __len__(self) -> int:
-        return len(self.values_)
+        return len(self._values)
 
 
 class Reader:
@@ -168,16 +168,16 @@ def blocks_of(tree: Node, dims: Mapping[str, float], report: Report) -> tuple[Bl
         names, found = Names({**dims, "layer": layer}), Report()
         node = tree["block"]
         for override in overrides.value if overrides else ():
-            node = _overridden(node, override, names, found)
+            node = _with_override(node, override, names, found)
         block = Reader(names, found).config(Block, node, "block")
-        told_apart = bool(overrides) or names.read_layer
+        layers_differ = bool(overrides) or names.read_layer
         if block is None or found.problems:
             # One layer is enough: the others are wrong in the same way.
-            note = (("layer", str(layer)),) if told_apart else ()
+            note = (("layer", str(layer)),) if layers_differ else ()
             for problem in found.problems:
                 report.keep(dataclasses.replace(problem, notes=(*problem.notes, *note)))
             return ()
-        if not told_apart:
+        if not layers_differ:
             return (block,) * int(dims["depth"])
         blocks.append(block)
     return tuple(blocks)
@@ -194,7 +194,7 @@ def _check_overrides(overrides: Node | None, report: Report) -> None:
             )
 
 
-def _overridden(node: Node, override: Node, names: Names, report: Report) -> Node:
+def _with_override(node: Node, override: Node, names: Names, report: Report) -> Node:
     where = override.get("where")
     if where is None or not Reader(names, report).guarded(Test, where, "where"):
         return node
