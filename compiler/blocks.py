@@ -10,9 +10,9 @@ from multiway.compiler.graph import Value
 from multiway.compiler.hiddens import Cache, Hiddens
 from multiway.compiler.parameters import attention_widths
 from multiway.compiler.routing import Way
-from multiway.specs.language import FFN, Block, Rotary
-from multiway.specs.parts import Norm, PlainNorm
-from multiway.specs.routing import Shared
+from multiway.specs.language.block import FFN, Block, Rotary
+from multiway.specs.language.parts import Norm, PlainNorm
+from multiway.specs.language.routing import Shared
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder

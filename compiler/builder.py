@@ -15,9 +15,9 @@ from multiway.compiler.routers import padding_of
 from multiway.compiler.routing import Routing
 from multiway.compiler.trunk import Trunk
 from multiway.compiler.types import Tensor, Type, sym
-from multiway.specs.config import Config
-from multiway.specs.language import Learned
-from multiway.specs.parts import PlainNorm
+from multiway.specs.language.fields import Config
+from multiway.specs.language.inputs import Form, Learned
+from multiway.specs.language.parts import PlainNorm
 from multiway.specs.spec import Spec
 
 
@@ -130,10 +130,10 @@ class Builder:
     def token_type(self, name: str, *, batch: str = "B") -> Tensor:
         """The type of an input as a program takes it."""
         each, b = self.spec.inputs[name], sym(batch)
-        if each.form() == "image":
+        if each.form() == Form.IMAGE:
             assert each.size is not None
             return Tensor((b, each.channels, each.size, each.size))
-        if each.form() == "features":
+        if each.form() == Form.FEATURES:
             assert each.features is not None
             return Tensor((b, self.length(name), each.features))
         return Tensor((b, self.length(name)), "int")
@@ -141,7 +141,7 @@ class Builder:
     def length(self, name: str) -> Any:
         """The named length of an input: T for the first text (or vectors), T_name for others."""
         forms = {each.form(): n for n, each in reversed(list(self.spec.inputs.items()))}
-        first = forms.get("tokens") or forms.get("features")
+        first = forms.get(Form.TOKENS) or forms.get(Form.FEATURES)
         return sym("T" if name == first else f"T_{name}")
 
     def inputs_for(self, names: Sequence[str], *, padding: bool = True) -> dict[str, Value]:
@@ -196,9 +196,9 @@ class Builder:
         each = self.spec.inputs[name]
         embed = self.spec.embed.get(each.modality)
         x = values[name]
-        if each.form() == "tokens":
+        if each.form() == Form.TOKENS:
             return self.node(f"{path}.tokens", "embedding", {"tokens": x}, params=params, part=each)
-        if each.form() == "features":
+        if each.form() == Form.FEATURES:
             return self.linear(f"{path}.project", x, part=each, params=f"{params}.project")
         assert embed is not None
         patch = f"{params}.patch"
@@ -245,7 +245,7 @@ class Builder:
             name=name,
             modality=each.modality,
             hidden=hidden,
-            tokens=values[name] if each.form() == "tokens" else None,
+            tokens=values[name] if each.form() == Form.TOKENS else None,
             padding=values.get(f"{name}_padding"),
         )
 

@@ -21,6 +21,7 @@ from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
 from multiway.runtime.model import Model, Programs
 from multiway.specs.errors import MultiwayError
+from multiway.specs.language.inputs import Form
 from multiway.specs.spec import Spec
 
 
@@ -130,7 +131,7 @@ def _expected(spec: Spec, graph: LayerGraph, record: Record) -> Expected:
         return one()
     source = spec.inputs[base]
     return one(
-        below=source.vocab, longest=spec.tokens_of(base) if source.form() != "image" else None
+        below=source.vocab, longest=spec.tokens_of(base) if source.form() != Form.IMAGE else None
     )
 
 

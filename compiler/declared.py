@@ -10,10 +10,10 @@ from collections.abc import Mapping
 from multiway.compiler.graph import Param
 from multiway.compiler.init import Init, scaled
 from multiway.compiler.op import registry
-from multiway.specs.config import Config
 from multiway.specs.errors import MultiwayError
-from multiway.specs.parts import Initial, Norm, PlainNorm
-from multiway.specs.routing import Chosen, Experts, Modality, TopK, chosen
+from multiway.specs.language.fields import Config
+from multiway.specs.language.parts import Initial, Norm, PlainNorm
+from multiway.specs.language.routing import Chosen, Experts, Modality, TopK, chosen
 from multiway.specs.spec import Spec
 
 

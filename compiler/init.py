@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """A kind and its numbers; those that a kind does not use are 0. See specs.language.Initial."""
+    """A kind and its numbers, 0 where it uses none. See specs.language.parts.Initial."""
 
     kind: str
     std: float = 0.0

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from multiway.compiler.declared import norm_eps
 from multiway.compiler.graph import Value
 from multiway.compiler.wiring_parameters import has_lanes, lane_columns, lane_norm, lanes_path
-from multiway.specs.readings import Site
-from multiway.specs.wiring import Hyper, Lanes, Manifold, Sinkhorn
+from multiway.specs.connections import Site
+from multiway.specs.language.wiring import Hyper, Lanes, Manifold, Sinkhorn
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from multiway.compiler.declared import join
 from multiway.compiler.graph import Value
 from multiway.compiler.wiring_parameters import generator_norm, history_norm, router_path
-from multiway.specs.readings import Reading, Site, read_sources
-from multiway.specs.wiring import Generator, Mix, Router
+from multiway.specs.connections import Reading, Site
+from multiway.specs.language.wiring import Generator, Mix, Router
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder
@@ -27,7 +27,7 @@ class MixState:
         self.sources: list[Value] = []
         self.values: list[Value] = []  # projected ones, by block
         self.newest: Value | None = None  # hidden
-        self.read = set(read_sources(self.spec, name, mix))
+        self.read = set(self.spec.connections.sources(name))
         self.lists: dict[int, Value] = {}  # by the number of a source, modulo the dilation
         self.listed = 0  # sources that are in a list
         self.group: Value | None = None  # changes of an unfinished group

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from multiway.compiler.declared import Declared, join, start_of, ways_of
 from multiway.compiler.graph import Param
 from multiway.compiler.wiring_parameters import declare_before, declare_behind
+from multiway.specs.connections import Site
 from multiway.specs.errors import MultiwayError
-from multiway.specs.language import Block
-from multiway.specs.parts import PlainNorm
-from multiway.specs.readings import Site, sites, split_norms
-from multiway.specs.routing import Chosen, chosen
+from multiway.specs.language.block import Block
+from multiway.specs.language.inputs import Form
+from multiway.specs.language.parts import PlainNorm
+from multiway.specs.language.routing import Chosen, chosen
 from multiway.specs.spec import Spec
 
 MAX_PARAMETERS = 4_000_000_000_000
@@ -26,7 +27,7 @@ def declare(spec: Spec) -> Mapping[str, Param]:
     """Every parameter of the spec as its head has it, in a fixed order. Raises MultiwayError."""
     declared = Declared(spec)
     _embed(spec, declared)
-    for site in sites(spec):
+    for site in spec.connections.sites:
         declare_before(declared, site)
         _sublayer(spec, declared, site)
         declare_behind(declared, site)
@@ -52,10 +53,10 @@ def _embed(spec: Spec, declared: Declared) -> None:
 def _embed_input(spec: Spec, declared: Declared, modality: str, name: str) -> None:
     each, embed = spec.inputs[name], spec.embed.get(modality)
     path, width = f"embed.{modality}", spec.width
-    if each.form() == "tokens":
+    if each.form() == Form.TOKENS:
         assert each.vocab is not None
         declared.add(f"{path}.weight", (each.vocab, width), start_of("embedding", "weight"), each)
-    elif each.form() == "features":
+    elif each.form() == Form.FEATURES:
         assert each.features is not None
         bias = embed is None or embed.bias
         declared.linear(f"{path}.project", out=width, width=each.features, bias=bias, part=each)
@@ -103,7 +104,7 @@ def _attention(spec: Spec, declared: Declared, site: Site, block: Block) -> None
     path, width, attention = f"blocks.{site.layer}.attention", spec.width, block.attention
     inner, kv = attention_widths(spec, block)
     norm, places = attention.norm or block.norm, spec.wiring.norms
-    split = "qkv" if split_norms(spec, site) else ("",)
+    split = "qkv" if spec.connections.split_norms(site) else ("",)
     for stream in split if "input" in places else ():
         declared.norm(join(path, "norm", stream), norm, width=width, default=block.norm)
     ways, experts = ways_of(spec, attention.experts), chosen(attention.experts)

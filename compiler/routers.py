@@ -9,8 +9,16 @@ from typing import TYPE_CHECKING, Any
 from multiway.compiler.declared import join
 from multiway.compiler.graph import Value
 from multiway.compiler.hiddens import Hiddens, Segment
-from multiway.specs.config import Config
-from multiway.specs.routing import Balance, Capacity, Chosen, ExpertChoice, ExpertRouter, Hash, TopK
+from multiway.specs.language.fields import Config
+from multiway.specs.language.routing import (
+    Balance,
+    Capacity,
+    Chosen,
+    ExpertChoice,
+    ExpertRouter,
+    Hash,
+    TopK,
+)
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder
@@ -120,7 +128,7 @@ class Routers:
         """The ids of the tokens of a segment, or of all."""
         segments = seq.segments if index is None else (seq.segments[index],)
         found = [segment.tokens for segment in segments if segment.tokens is not None]
-        assert len(found) == len(segments), "routing_checks refuses hash routing without ids"
+        assert len(found) == len(segments), "checks.routing refuses hash routing without ids"
         if len(found) == 1:
             return found[0]
         if seq.tokens is None:

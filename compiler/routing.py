@@ -10,9 +10,9 @@ from multiway.compiler.declared import join, norm_eps, norm_kind
 from multiway.compiler.graph import Value
 from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.routers import Routers
-from multiway.specs.config import Config
-from multiway.specs.parts import Norm, PlainNorm
-from multiway.specs.routing import Chosen, Experts, Modality, chosen
+from multiway.specs.language.fields import Config
+from multiway.specs.language.parts import Norm, PlainNorm
+from multiway.specs.language.routing import Chosen, Experts, Modality, chosen
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder

@@ -9,7 +9,7 @@ from multiway.compiler.graph import Value
 from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.lanes import LaneState
 from multiway.compiler.mixes import MixState
-from multiway.specs.readings import Site, reading, sites, split_norms
+from multiway.specs.connections import Site
 
 if TYPE_CHECKING:
     from multiway.compiler.builder import Builder
@@ -33,7 +33,7 @@ class Trunk:
 
     def run(self) -> Value:
         self._open()
-        *inner, last = sites(self.spec)
+        *inner, last = self.spec.connections.sites
         following = dict(zip(inner, [*inner[1:], last], strict=True))
         for site in inner:
             self._sublayer(site, following[site])
@@ -56,7 +56,7 @@ class Trunk:
             self.added = []
         outputs = []
         if site.part != "ffn":
-            split = split_norms(self.spec, site)
+            split = self.spec.connections.split_norms(site)
 
             def value(x: Value) -> Value:
                 return self._value(site, x)
@@ -75,7 +75,7 @@ class Trunk:
             self.hidden = self.lanes.read(site, self.hidden)
         reads = dict.fromkeys(STREAMS, self.hidden)
         for mix in self.mixes:
-            found = reading(self.spec, mix.name, mix.mix, site)
+            found = self.spec.connections.reading(mix.name, site)
             if found is not None and found.ways != ("value",):
                 reads = _with(reads, mix.sums(site, found, reads))
         if site.part != "output":
@@ -97,7 +97,7 @@ class Trunk:
             if "value" not in mix.mix.streams:
                 continue
             mix.values.append(made)
-            found = reading(self.spec, mix.name, mix.mix, site)
+            found = self.spec.connections.reading(mix.name, site)
             if found is not None:
                 x = mix.sums(site, found, {"value": x})["value"]
         return x
@@ -143,13 +143,13 @@ class Trunk:
         if len(self.mixes) != 1:
             return True
         mix = self.mixes[0].mix
-        found = reading(self.spec, self.mixes[0].name, mix, following)
+        found = self.spec.connections.reading(self.mixes[0].name, following)
         return found is None or mix.of == "hidden" or not self._replaced(following)
 
     def _replaced(self, site: Site) -> bool:
         """Whether a site reads sums alone, and nothing of the residual stream."""
         mix = self.mixes[0].mix
-        found = reading(self.spec, self.mixes[0].name, mix, site)
+        found = self.spec.connections.reading(self.mixes[0].name, site)
         return found is not None and "r" in found.ways and not mix.add and mix.generator is None
 
     def _sum(self, path: str, values: list[Value]) -> Value:

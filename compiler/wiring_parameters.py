@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from multiway.compiler.declared import Declared, initial_values, start_of
 from multiway.compiler.init import IDENTITY, NORMAL, ONES, ZEROS, Init, diagonal, one_hot, tiled
-from multiway.specs.config import Config, Real
-from multiway.specs.parts import Initial, PlainNorm
-from multiway.specs.readings import Reading, Site, read_sources, reading
-from multiway.specs.wiring import Generator, Hyper, Lanes, Manifold, Mix, Static
+from multiway.specs.connections import Reading, Site
+from multiway.specs.language.fields import Config, Real
+from multiway.specs.language.parts import Initial, PlainNorm
+from multiway.specs.language.wiring import Generator, Hyper, Lanes, Manifold, Mix, Static
 
 
 def declare_before(declared: Declared, site: Site) -> None:
@@ -15,9 +15,9 @@ def declare_before(declared: Declared, site: Site) -> None:
     spec = declared.spec
     for name, mix in spec.wiring.mixes():
         if mix.source_norm is not None and site.index == 0:
-            for source in read_sources(spec, name, mix):
+            for source in spec.connections.sources(name):
                 declared.norm(history_norm(name, source), mix.source_norm, width=spec.width)
-        if (found := reading(spec, name, mix, site)) is not None:
+        if (found := spec.connections.reading(name, site)) is not None:
             _mix(declared, mix, found)
     lanes = spec.wiring.lanes
     if lanes is not None and has_lanes(lanes, site):

@@ -14,7 +14,7 @@ from multiway.runtime.rename import RenameTable
 from multiway.specs import MultiwayError, Spec
 from multiway.specs import load as load_spec
 from multiway.specs.errors import one_of
-from multiway.specs.source import Node
+from multiway.specs.text.source import Node
 from multiway.zoo import catalogue
 
 if TYPE_CHECKING:

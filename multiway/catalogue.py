@@ -11,9 +11,10 @@ from multiway.compiler.build import build, parameters
 from multiway.compiler.costs import Cost, costs, default_sizes, total
 from multiway.compiler.graph import LayerGraph
 from multiway.specs import MultiwayError, Spec
+from multiway.specs.checks.routing import routings
 from multiway.specs.errors import nearest, one_of
-from multiway.specs.routing import chosen
-from multiway.specs.routing_checks import routings
+from multiway.specs.language.inputs import Form
+from multiway.specs.language.routing import chosen
 from multiway.zoo import Entry, catalogue
 
 TEXT_TOKENS = 32  # of a text beside an image; a text alone is taken at its longest
@@ -53,7 +54,7 @@ def summary(entry: Entry) -> dict[str, Any]:
 def limits(spec: Spec) -> dict[str, int]:
     """The longest sequence of every text, by the name of its length."""
     found = {}
-    for i, name in enumerate(n for n, e in spec.inputs.items() if e.form() == "tokens"):
+    for i, name in enumerate(n for n, e in spec.inputs.items() if e.form() == Form.TOKENS):
         found["T" if i == 0 else f"T_{name}"] = spec.tokens_of(name) or 0
     return {name: most for name, most in found.items() if most}
 
@@ -62,7 +63,7 @@ def head_costs(spec: Spec, head: str) -> dict[str, Any]:
     """Parameters and FLOPs of one head's main program for one example."""
     spec = spec.for_head(head)
     graph = build(spec)
-    has_image = any(each.form() == "image" for each in spec.inputs.values())
+    has_image = any(each.form() == Form.IMAGE for each in spec.inputs.values())
     length = TEXT_TOKENS if has_image else None
     sizes = default_sizes(graph, limits(spec), batch=1, length=length)
     parts = costs(graph, sizes)

@@ -9,7 +9,8 @@ import torch
 
 from multiway.runtime.measure_sides import Side, Work, step
 from multiway.specs.errors import MultiwayError
-from multiway.specs.language import Block, Rotary
+from multiway.specs.language.block import Block, Rotary
+from multiway.specs.language.inputs import Form
 from multiway.specs.spec import Spec
 
 
@@ -111,7 +112,7 @@ def neox_settings(spec: Spec) -> dict[str, Any]:
 def differences(spec: Spec) -> list[str]:
     """In what a spec is no plain GPT-NeoX with parallel blocks, in words; empty if it is one."""
     block, head, inputs = spec.blocks[0], spec.head, list(spec.inputs.values())
-    only_tokens = len(inputs) == 1 and inputs[0].form() == "tokens" and not spec.embed
+    only_tokens = len(inputs) == 1 and inputs[0].form() == Form.TOKENS and not spec.embed
     norm = spec.output.norm
     plain_end = norm is not None and norm.kind in (None, "layer_norm") and norm.experts is None
     facts = {

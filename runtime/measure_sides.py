@@ -21,6 +21,7 @@ from multiway.runtime.measure import (
 )
 from multiway.runtime.model import Model
 from multiway.specs.errors import MultiwayError
+from multiway.specs.language.inputs import Form
 
 LENGTH = 512  # tokens of a text where nothing is said, if it may be that long
 
@@ -229,6 +230,6 @@ def tokens_in(model: Model, program: str, inputs: Mapping[str, torch.Tensor]) ->
         if name not in spec.inputs or each.dtype == "bool":
             continue
         rows, length = inputs[each.name].shape[:2]
-        is_image = spec.inputs[name].form() == "image"
+        is_image = spec.inputs[name].form() == Form.IMAGE
         total += rows * ((spec.tokens_of(name) or 0) if is_image else length)
     return total

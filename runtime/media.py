@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from multiway.specs.errors import MultiwayError
-from multiway.specs.language import Preprocess
+from multiway.specs.language.inputs import Preprocess
 
 if TYPE_CHECKING:
     from PIL import Image as PillowImage

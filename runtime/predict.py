@@ -17,6 +17,7 @@ from multiway.runtime.media import read_image
 from multiway.runtime.model import Model
 from multiway.runtime.tokenizer import Tokenizer, checked_ids, open_tokenizer
 from multiway.specs.errors import MultiwayError
+from multiway.specs.language.inputs import Form
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,9 @@ class Predictor:
         return found
 
     def _tokenizer(self, path: Path | None) -> Tokenizer | None:
-        texts = [base for _, base in self.names if self.model.spec.inputs[base].form() == "tokens"]
+        texts = [
+            base for _, base in self.names if self.model.spec.inputs[base].form() == Form.TOKENS
+        ]
         if not texts:
             return None
         source = self.model.spec.inputs[texts[0]]
@@ -93,11 +96,11 @@ class Predictor:
         images, found = list(example.images), {}
         for name, base in self.names:
             form = self.model.spec.inputs[base].form()
-            if form == "image" and images:
+            if form == Form.IMAGE and images:
                 found[name] = self._image(images.pop(0), base)
-            elif form == "tokens" and example.text is not None:
+            elif form == Form.TOKENS and example.text is not None:
                 found[name] = self._text(example.text, base)
-            elif form == "features":
+            elif form == Form.FEATURES:
                 raise MultiwayError.one(
                     "missing-input",
                     f"{name!r} are vectors, which no file holds",
@@ -105,7 +108,7 @@ class Predictor:
                     expected="mw.compile(...) in Python",
                 )
             elif base not in self.answer.optional:
-                option = "--image FILE" if form == "image" else '--text "..."'
+                option = "--image FILE" if form == Form.IMAGE else '--text "..."'
                 message = f"the head reads {name!r}"
                 raise MultiwayError.one("missing-input", message, place="input", expected=option)
         if images:

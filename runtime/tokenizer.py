@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from multiway.specs.errors import MultiwayError
-from multiway.specs.language import Input, Special
+from multiway.specs.language.inputs import Input, Special
 
 BYTES = 256
 MASK = "<mask>"  # in a text, stands for the mask token

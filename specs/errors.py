@@ -113,7 +113,7 @@ class Report:
 
     def keep(self, problem: Problem) -> None:
         """Adds a problem, unless the same is said of the same place already."""
-        if not self.full and all(_says(p) != _says(problem) for p in self.problems):
+        if not self.full and all(_identity(p) != _identity(problem) for p in self.problems):
             self.problems.append(problem)
 
     def raise_if_any(self) -> None:
@@ -121,7 +121,7 @@ class Report:
             raise MultiwayError(self.problems)
 
 
-def _says(problem: Problem) -> tuple[object, ...]:
+def _identity(problem: Problem) -> tuple[object, ...]:
     return problem.code, problem.message, problem.span, problem.place
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from multiway.specs.merge import wiring_names
+from multiway.specs.reading.merge import wiring_names
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Mappings = dict[str, Any]

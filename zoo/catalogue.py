@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multiway.specs.merge import merge
-from multiway.specs.source import Node, read_file
+from multiway.specs.reading.merge import merge
 from multiway.specs.spec import Spec
+from multiway.specs.text.source import Node, read_file
 
 FOLDER = Path(__file__).parent
 _OTHER = {"spec", "sizes", "variants", "weights", "card"}

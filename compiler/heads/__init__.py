@@ -6,7 +6,7 @@ import functools
 import importlib
 import pkgutil
 
-from multiway.specs.config import Kinds
+from multiway.specs.language.fields import Kinds
 
 
 @functools.cache

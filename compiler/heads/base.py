@@ -11,9 +11,10 @@ from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.hiddens import Hiddens
 from multiway.runtime.answers import Answer
 from multiway.specs.errors import Report, nearest, one_of
-from multiway.specs.language import Head
-from multiway.specs.source import Node
+from multiway.specs.language.document import Head
+from multiway.specs.language.inputs import Form
 from multiway.specs.spec import Spec
+from multiway.specs.text.source import Node
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def text_input(spec: Spec, given: str | None) -> str | None:
     """The token input that a head reads: the one it names, else the first."""
     if given is not None:
         return given
-    return next((name for name, each in spec.inputs.items() if each.form() == "tokens"), None)
+    return next((name for name, each in spec.inputs.items() if each.form() == Form.TOKENS), None)
 
 
 def require_text(head: Any, spec: Spec, name: str | None, report: Report, *, key: str) -> bool:
@@ -77,7 +78,7 @@ def require_text(head: Any, spec: Spec, name: str | None, report: Report, *, key
     node = head.node.get(key) or head.node
     if name is not None and not head.known_input(spec, name, node, report):
         return False
-    if name is None or spec.inputs[name].form() != "tokens":
+    if name is None or spec.inputs[name].form() != Form.TOKENS:
         what = "this spec has none" if name is None else f"{name!r} is not one"
         report.add("unknown-input", f"{head.kind} reads token ids; {what}", span=node.span)
         return False

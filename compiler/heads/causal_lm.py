@@ -11,9 +11,9 @@ from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind, require_text, text_input
 from multiway.compiler.types import Tensor, sym
 from multiway.runtime.answers import Answer
-from multiway.specs.config import key
+from multiway.specs.checks.routing import require_causal
 from multiway.specs.errors import Report
-from multiway.specs.routing_checks import require_causal
+from multiway.specs.language.fields import key
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.types import Tensor, sym
 from multiway.runtime.answers import Answer, most_likely
-from multiway.specs.config import Count, key
 from multiway.specs.errors import Report
-from multiway.specs.parts import Activation, PlainNorm
+from multiway.specs.language.fields import Count, key
+from multiway.specs.language.parts import Activation, PlainNorm
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.init import Init
 from multiway.runtime.answers import Answer
-from multiway.specs.config import Config, Count, Real, key
 from multiway.specs.errors import Report
+from multiway.specs.language.fields import Config, Count, Real, key
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from multiway.compiler.declared import Declared
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.heads.base import HeadKind
 from multiway.runtime.answers import Answer
-from multiway.specs.config import key
 from multiway.specs.errors import Report
+from multiway.specs.language.fields import key
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:

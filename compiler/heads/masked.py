@@ -12,8 +12,9 @@ from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.types import Tensor
 from multiway.runtime.answers import Answer, most_likely
-from multiway.specs.config import Count, key
 from multiway.specs.errors import MultiwayError, Report
+from multiway.specs.language.fields import Count, key
+from multiway.specs.language.inputs import Form
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class Masked(HeadKind):
             )
         each = spec.inputs[self.predict]
         embed = spec.embed.get(each.modality)
-        if each.form() == "image" and not (embed is not None and embed.mask_token):
+        if each.form() == Form.IMAGE and not (embed is not None and embed.mask_token):
             report.add(
                 "missing-key",
                 f"patches of {self.predict!r} cannot be masked",
@@ -75,7 +76,7 @@ class Masked(HeadKind):
     def build(self, builder: Builder, program: str) -> LayerGraph:
         names = self.inputs(builder.spec)
         values = builder.inputs_for(names)
-        if builder.spec.inputs[self.predict].form() == "image":
+        if builder.spec.inputs[self.predict].form() == Form.IMAGE:
             values |= builder.masks_for([self.predict])
         seq = builder.sequence(names, values)
         logits = self.logits(builder, self.segments(builder, builder.trunk(seq), seq))
@@ -101,7 +102,7 @@ class Masked(HeadKind):
         return builder.linear(f"{path}.logits", x, part=self, params=path)
 
     def answer(self, spec: Spec) -> Answer:
-        image = spec.inputs[self.predict].form() == "image"
+        image = spec.inputs[self.predict].form() == Form.IMAGE
         predict = _visual_tokens if image else _words
         return Answer(predict=functools.partial(predict, name=self.predict))
 

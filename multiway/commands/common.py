@@ -15,7 +15,7 @@ import typer
 
 from multiway import api
 from multiway.specs import MultiwayError, Spec
-from multiway.specs.source import MAX_BYTES, parse
+from multiway.specs.text.source import MAX_BYTES, parse
 
 if TYPE_CHECKING:
     from multiway.runtime.model import Model

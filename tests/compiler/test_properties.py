@@ -30,8 +30,9 @@ from multiway.compiler.printing import to_text
 from multiway.compiler.types import Tensor, number
 from multiway.compiler.verify import verify
 from multiway.runtime.model import Model
-from multiway.specs.routing import Chosen, chosen
-from multiway.specs.routing_checks import routings
+from multiway.specs.checks.routing import routings
+from multiway.specs.language.inputs import Form
+from multiway.specs.language.routing import Chosen, chosen
 
 Mappings = dict[str, Any]
 SLOW_DRAWS = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -208,7 +209,7 @@ def kept_tokens(spec: mw.Spec, program: str, given: Mappings) -> torch.Tensor:
         if name not in spec.inputs:
             continue
         value = given[name]
-        tokens = spec.tokens_of(name) if spec.inputs[name].form() == "image" else value.shape[1]
+        tokens = spec.tokens_of(name) if spec.inputs[name].form() == Form.IMAGE else value.shape[1]
         none = torch.zeros(len(value), int(tokens or 0), dtype=torch.bool)
         parts.append(~given.get(f"{name}_padding", none))
     return torch.cat(parts, 1)

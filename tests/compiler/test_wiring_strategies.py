@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from wiring_strategies import wirings
 
-from multiway.specs.config import Config, keys_of, kinds_in, unwrap
-from multiway.specs.merge import wiring_names
-from multiway.specs.parts import Activation, Initial
-from multiway.specs.wiring import Wiring
+from multiway.specs.language.fields import Config, keys_of, kinds_in, unwrap
+from multiway.specs.language.parts import Activation, Initial
+from multiway.specs.language.wiring import Wiring
+from multiway.specs.reading.merge import wiring_names
 
 Found = tuple[str, str, Any]
 

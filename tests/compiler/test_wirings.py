@@ -15,7 +15,7 @@ from wiring_specs import ORDERS, decoder, pair
 
 import multiway as mw
 from multiway.runtime.model import Model
-from multiway.specs.merge import wiring_names
+from multiway.specs.reading.merge import wiring_names
 
 Mappings = dict[str, Any]
 

@@ -12,7 +12,8 @@ from written import ALL, DOCS, EXAMPLES, LANGUAGE, ROOT, Block, classes, current
 import multiway as mw
 from multiway.compiler.build import program_names
 from multiway.compiler.op import registry
-from multiway.specs import config, merge
+from multiway.specs.language import fields
+from multiway.specs.reading import merge
 from multiway.specs.spec import Spec
 
 SPECS = [block for block in ALL if block.language == "yaml" and not block.marker]
@@ -30,7 +31,7 @@ def test_every_mapping_has_a_key_table(name: str) -> None:
 
 def test_every_key_occurs_in_a_key_table() -> None:
     text = "".join(b.text for b in WRITTEN if b.marker.startswith("keys:"))
-    keys = {key for cls in classes().values() for key in config.keys_of(cls)}
+    keys = {key for cls in classes().values() for key in fields.keys_of(cls)}
     assert not {key for key in keys if not re.search(rf"^{key}\b", text, re.MULTILINE)}
 
 

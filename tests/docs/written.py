@@ -8,7 +8,9 @@ A block behind a comment is written (`keys: CLASS`, `printed: WHAT`) or quoted (
 from __future__ import annotations
 
 import functools
+import importlib
 import json
+import pkgutil
 import re
 import shutil
 import tempfile
@@ -30,10 +32,12 @@ from multiway.compiler.pipeline import PIPELINE, Options, run
 from multiway.compiler.printing import line, to_text
 from multiway.compiler.report import report
 from multiway.compiler.report import to_text as report_text
-from multiway.specs import config, expressions, language, merge, parts, routing, source, wiring
-from multiway.specs import spec as spec_module
-from multiway.specs.source import parse
+from multiway.specs import language
+from multiway.specs.language import fields, routing
+from multiway.specs.reading import dims, merge
 from multiway.specs.spec import Spec
+from multiway.specs.text import expressions, source
+from multiway.specs.text.source import parse
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "specs" / "examples"
@@ -82,25 +86,26 @@ ALL = [block for file in DOCS for block in blocks(file)]
 # Key tables
 
 
-def classes() -> dict[str, type[config.Config]]:
+def classes() -> dict[str, type[fields.Config]]:
     """Every mapping of the language, by the name of its table."""
-    modules = (routing, parts, wiring, language)
+    names = [module.name for module in pkgutil.iter_modules(language.__path__)]
+    modules = [importlib.import_module(f"{language.__name__}.{name}") for name in names]
     found = {
         name: value
         for module in modules
         for name, value in vars(module).items()
         if isinstance(value, type)
-        and issubclass(value, config.Config)
-        and value not in (config.Config, routing.Chosen)
+        and issubclass(value, fields.Config)
+        and value not in (fields.Config, routing.Chosen)
     }
     return {**found, "Project": contrastive.Project, **kinds().classes}
 
 
-def own_keys(cls: type[config.Config]) -> dict[str, tuple[object, str]]:
+def own_keys(cls: type[fields.Config]) -> dict[str, tuple[object, str]]:
     """The keys of a mapping that no mapping it builds on has, except `kind`."""
     bases = [base for base in classes().values() if base is not cls and issubclass(cls, base)]
-    inherited = {key for base in bases for key in config.keys_of(base)}
-    return {k: v for k, v in config.keys_of(cls).items() if k not in inherited}
+    inherited = {key for base in bases for key in fields.keys_of(base)}
+    return {k: v for k, v in fields.keys_of(cls).items() if k not in inherited}
 
 
 def key_table(name: str) -> str:
@@ -127,11 +132,11 @@ def key_table(name: str) -> str:
 
 
 _LEAVES = {
-    config.Count: "count",
-    config.Offset: "count or 0",
-    config.Real: "number",
-    config.Test: "test",
-    config.Formula: "formula",
+    fields.Count: "count",
+    fields.Offset: "count or 0",
+    fields.Real: "number",
+    fields.Test: "test",
+    fields.Formula: "formula",
     str: "text",
     bool: "true, false",
 }
@@ -139,8 +144,8 @@ _LEAVES = {
 
 def holds(annotation: object) -> str:
     """What a key holds, in words."""
-    annotation, _ = config.unwrap(annotation)
-    if (found := config.kinds_in(annotation)) is not None:
+    annotation, _ = fields.unwrap(annotation)
+    if (found := fields.kinds_in(annotation)) is not None:
         return " or ".join(cls.__name__ for cls in found.classes.values())
     if annotation in _LEAVES:
         return _LEAVES[annotation]
@@ -158,13 +163,13 @@ def holds(annotation: object) -> str:
     return annotation.__name__
 
 
-def hint(cls: type[config.Config], key: str) -> object:
-    return config.unwrap(config.keys_of(cls)[key][0])[0]
+def hint(cls: type[fields.Config], key: str) -> object:
+    return fields.unwrap(fields.keys_of(cls)[key][0])[0]
 
 
-def default(cls: type[config.Config], key: str) -> str:
+def default(cls: type[fields.Config], key: str) -> str:
     """The default of a key; `-` where there is none and it may be left out."""
-    if key in cls.required or (key in config.TAGS and len(typing.get_args(hint(cls, key))) == 1):
+    if key in cls.required or (key in fields.TAGS and len(typing.get_args(hint(cls, key))) == 1):
         return "required"
     field = cls.__dataclass_fields__[key]
     value = field.default if field.default is not MISSING else None
@@ -500,8 +505,8 @@ def print_limits(file: Path) -> str:
         "numbers, names and signs of an expression": expressions.MAX_TOKENS,
         "levels of nesting in an expression": expressions.MAX_NESTING,
         "specs that extend one another": merge.MAX_CHAIN,
-        "blocks": spec_module.MAX_DEPTH,
-        "any count": int(config.MAX_COUNT),
+        "blocks": dims.MAX_BLOCKS,
+        "any count": int(fields.MAX_COUNT),
         "parameters": parameters.MAX_PARAMETERS,
     }
     width = max(map(len, limits))

@@ -25,7 +25,7 @@ from multiway.runtime.kernels.experts.grouped import (
     grouped_outer,
     grouped_rows,
 )
-from multiway.specs.parts import Activation
+from multiway.specs.language.parts import Activation
 
 D, F, G, X, MOST = 6, 5, 4, 4, 2
 MATRICES = {"up": (F, D), "gate": (F, D), "down": (G, F)}

@@ -25,8 +25,8 @@ from multiway.runtime.predict import Example, Predictor, Request
 from multiway.runtime.tokenizer import SentencePiece, checked_ids, open_tokenizer
 from multiway.specs import MultiwayError, Spec
 from multiway.specs import load as load_spec
-from multiway.specs.config import Kinds, key
-from multiway.specs.language import Preprocess
+from multiway.specs.language.fields import Kinds, key
+from multiway.specs.language.inputs import Preprocess
 from multiway.zoo import catalogue
 
 Image = pytest.importorskip("PIL.Image")

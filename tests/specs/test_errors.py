@@ -18,8 +18,8 @@ import pytest
 import multiway as mw
 from multiway.compiler.heads import kinds
 from multiway.specs.errors import one_of
-from multiway.specs.merge import wiring_names
-from multiway.specs.source import MAX_BYTES
+from multiway.specs.reading.merge import wiring_names
+from multiway.specs.text.source import MAX_BYTES
 
 HERE = Path(__file__).parent
 BAD = HERE / "bad"
@@ -376,7 +376,7 @@ def raised(call: Callable[[], object]) -> str:
 
 # No code without a case
 
-SOURCES = ["specs/*.py", "compiler/heads/*.py", "compiler/parameters.py", "compiler/build.py"]
+SOURCES = ["specs/**/*.py", "compiler/heads/*.py", "compiler/parameters.py", "compiler/build.py"]
 _CODE = re.compile(
     r"""(?:\.add|\.one|\.error|ExpressionError|Problem)\(\s*(?:code=)?"([a-z0-9-]+)",\s"""
 )

@@ -21,10 +21,10 @@ from hypothesis import strategies as st
 import multiway as mw
 from multiway.compiler.build import program_names
 from multiway.compiler.heads import kinds
-from multiway.specs.config import TAGS, Config, Test, keys_of, kinds_in, unwrap
 from multiway.specs.errors import MAX_PROBLEMS
-from multiway.specs.language import Document
-from multiway.specs.source import parse
+from multiway.specs.language.document import Document
+from multiway.specs.language.fields import TAGS, Config, Test, keys_of, kinds_in, unwrap
+from multiway.specs.text.source import parse
 
 PARTS = Path(__file__).parent / "bad" / "parts"
 EXAMPLES = Path(mw.__file__).parent / "specs" / "examples"

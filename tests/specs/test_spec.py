@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 import multiway as mw
-from multiway.specs.language import Learned, Rotary
-from multiway.specs.source import parse
+from multiway.specs.language.block import Rotary
+from multiway.specs.language.inputs import Learned
+from multiway.specs.text.source import parse
 from multiway.zoo import catalogue
 
 PARTS = Path(__file__).parent / "bad" / "parts"

@@ -11,9 +11,9 @@ import dataclasses
 import typing
 from typing import Annotated, Any
 
-from multiway.specs.config import Config, Kinds, keys_of, kinds_in, unwrap
-from multiway.specs.language import Document
-from multiway.specs.source import Node
+from multiway.specs.language.document import Document
+from multiway.specs.language.fields import Config, Kinds, keys_of, kinds_in, unwrap
+from multiway.specs.text.source import Node
 
 
 def full_document(node: Node, heads: Kinds) -> Node:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from multiway.specs.config import Config, Count, Kinds, Offset, Real, Test, key
 from multiway.specs.errors import Report
+from multiway.specs.language.fields import Config, Count, Kinds, Offset, Real, Test, key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,8 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from multiway.specs.errors import MultiwayError, Report, one_of
-from multiway.specs.readings import reading, sites
-from multiway.specs.wiring import Lanes, Manifold, Mix
+from multiway.specs.language.wiring import Lanes, Manifold, Mix
 
 if TYPE_CHECKING:
     from multiway.specs.spec import Spec
@@ -21,12 +20,12 @@ def check_wiring(spec: Spec, report: Report) -> None:
         _check_weights(spec, mix, report)
         _check_sources(mix, report)
         if len(report.problems) == before:
-            _check_readings(spec, name, mix, report)
+            _check_source_lists(spec, name, mix, report)
     if wiring.lanes is not None:
         _check_lanes(spec, wiring.lanes, report)
     if len(report.problems) == before:
-        _check_read(spec, report)
-        _check_joined(spec, report)
+        _check_unread_sums(spec, report)
+        _check_replaced_residual(spec, report)
     residual = wiring.residual
     if residual is not None and residual.balance and residual.keep:
         message = "balance learns what is kept, so keep has no meaning"
@@ -134,10 +133,10 @@ def _check_sources(mix: Mix, report: Report) -> None:
         _conflict(report, mix, "source_norm", message, "at: block, or no source_norm")
 
 
-def _check_readings(spec: Spec, name: str, mix: Mix, report: Report) -> None:
+def _check_source_lists(spec: Spec, name: str, mix: Mix, report: Report) -> None:
     """Sources that exist, for every reader; one problem is enough."""
     try:
-        found = [(site, reading(spec, name, mix, site)) for site in sites(spec)]
+        found = list(zip(spec.connections.sites, spec.connections.readings(name), strict=True))
     except MultiwayError as error:
         report.extend(error)
         return
@@ -213,7 +212,7 @@ def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
         message = "pieces of the width are for hyper weights"
         _conflict(report, lanes, "split", message, "weights: {kind: hyper}, or copies")
     if isinstance(lanes.weights, Manifold):
-        _check_root(spec, lanes.weights, report)
+        _check_norm_root(spec, lanes.weights, report)
     if lanes.output == "weighted" and not manifold:
         message = "a weighted output needs the gates of manifold weights"
         _conflict(report, lanes, "output", message, "sum, or weights: {kind: manifold}")
@@ -222,16 +221,16 @@ def _check_lanes(spec: Spec, lanes: Lanes, report: Report) -> None:
         _conflict(report, lanes, "output", message, "no output")
 
 
-def _check_read(spec: Spec, report: Report) -> None:
+def _check_unread_sums(spec: Spec, report: Report) -> None:
     """No mix may take the place of a sum that nobody has read; one problem is enough."""
-    for site in sites(spec):
+    for site in spec.connections.sites:
         made: dict[tuple[str, str], Mix] = {}
         streams = dict.fromkeys(("q", "k", "v", "x", "r", "value"), _Stream())
         for name, mix in spec.wiring.mixes():
-            found = reading(spec, name, mix, site)
+            found = spec.connections.reading(name, site)
             ways = found.ways if found is not None else ()
             made |= {(name, way): mix for way in ways}
-            streams = _mixed(streams, name, mix, ways)
+            streams = _streams_after(streams, name, mix, ways)
         read = {"ffn": "xr", "output": "r", "attention": "qkvr"}.get(site.part, "qkvxr")
         kept = {sums for stream in (*read, "value") for sums in streams[stream].sums}
         for (name, way), mix in made.items():
@@ -254,7 +253,7 @@ class _Stream:
         self.sums = frozenset(sums)
 
 
-def _mixed(
+def _streams_after(
     streams: dict[str, _Stream], name: str, mix: Mix, ways: tuple[str, ...]
 ) -> dict[str, _Stream]:
     """The streams behind a mix. What read the same as r, or of q, k and v as x, goes with it."""
@@ -267,14 +266,14 @@ def _mixed(
     return {**found, **new}
 
 
-def _check_joined(spec: Spec, report: Report) -> None:
+def _check_replaced_residual(spec: Spec, report: Report) -> None:
     """Where sums stand for the residual stream everywhere, nothing is left to keep or to norm."""
     wiring = spec.wiring
     mixes = [(name, mix) for name, mix in wiring.mixes() if "value" not in mix.streams]
     if len(mixes) != 1 or any(mix.generator for _, mix in wiring.mixes()):
         return
     ((name, mix),) = mixes
-    found = [reading(spec, name, mix, site) for site in sites(spec)[1:]]
+    found = spec.connections.readings(name)[1:]
     if mix.of == "hidden" or mix.add or not all(each and "r" in each.ways for each in found):
         return
     message = "the mix stands for the residual stream everywhere, so nothing joins it"
@@ -287,7 +286,7 @@ def _check_joined(spec: Spec, report: Report) -> None:
         report.add("wiring-conflict", message, span=span, expected="norms: input, output or both")
 
 
-def _check_root(spec: Spec, weights: Manifold, report: Report) -> None:
+def _check_norm_root(spec: Spec, weights: Manifold, report: Report) -> None:
     """`root: outside` is for a norm that has nothing but a root and a gain."""
     norm = weights.norm
     kind = "rms_norm" if norm is None else norm.kind or spec.blocks[0].norm.kind

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import multiway as mw
 from multiway.compiler.heads import kinds
-from multiway.specs.full_form import full_document
-from multiway.specs.merge import merge, strip, wiring_names
-from multiway.specs.source import Node, parse
+from multiway.specs.reading.full_form import full_document
+from multiway.specs.reading.merge import merge, strip, wiring_names
+from multiway.specs.text.source import Node, parse
 
-PARTS = Path(__file__).parent / "bad" / "parts"
+PARTS = Path(__file__).parents[1] / "bad" / "parts"
 DECODER = (PARTS / "decoder.yaml").read_text()
 PAIR = (PARTS / "pair.yaml").read_text()
 

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from multiway.specs.errors import Report, nearest, one_of, quote
-from multiway.specs.parts import Norm
-from multiway.specs.routing import Chosen, Experts, Fused, Hash, Modality, chosen
+from multiway.specs.language.inputs import Form
+from multiway.specs.language.parts import Norm
+from multiway.specs.language.routing import Chosen, Experts, Fused, Hash, Modality, chosen
 
 if TYPE_CHECKING:
-    from multiway.specs.language import Block
-    from multiway.specs.source import Node
+    from multiway.specs.language.block import Block
     from multiway.specs.spec import Spec
+    from multiway.specs.text.source import Node
 
 _WAY = r"[a-z][a-z0-9_]*"
 
@@ -113,7 +114,7 @@ def _unknown(modality: str, known: tuple[str, ...], node: Node, report: Report) 
 
 def _check_hash(spec: Spec, experts: Hash, report: Report) -> None:
     for name, each in spec.inputs.items():
-        if each.form() != "tokens":
+        if each.form() != Form.TOKENS:
             report.add(
                 "input-form",
                 f"hash routes by token ids, and the input {name!r} has none",

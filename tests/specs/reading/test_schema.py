@@ -12,10 +12,10 @@ import pytest
 import multiway as mw
 from multiway.compiler.heads import kinds
 from multiway.specs import document_schema
-from multiway.specs.config import Config, keys_of
-from multiway.specs.full_form import full_document
-from multiway.specs.merge import WIRINGS
-from multiway.specs.source import read_file
+from multiway.specs.language.fields import Config, keys_of
+from multiway.specs.reading.full_form import full_document
+from multiway.specs.reading.merge import WIRINGS
+from multiway.specs.text.source import read_file
 from multiway.zoo import catalogue
 
 SPECS = Path(mw.__file__).parent / "specs"
@@ -24,7 +24,7 @@ NOT_SPECS = {"sizes", "variants", "weights", "card"}
 DOCUMENTS = [
     *sorted(path for path in ZOO.glob("*/*.yaml") if path.stem not in NOT_SPECS),
     *sorted((SPECS / "examples").glob("*.yaml")),
-    *sorted((Path(__file__).parent / "bad" / "parts").glob("*.yaml")),
+    *sorted((Path(__file__).parents[1] / "bad" / "parts").glob("*.yaml")),
     SPECS / "defaults.yaml",
 ]
 SCHEMA = document_schema(kinds())

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import cached_property
+from typing import Literal
 
 from multiway.specs.errors import MultiwayError
-from multiway.specs.wiring import Mix
-
-if TYPE_CHECKING:
-    from multiway.specs.config import Formula
-    from multiway.specs.spec import Spec
+from multiway.specs.language.block import Block
+from multiway.specs.language.fields import Formula
+from multiway.specs.language.wiring import Mix, Wiring
 
 Part = Literal["attention", "ffn", "both", "output"]
 
@@ -43,16 +42,6 @@ class Site:
         return self.part in ("ffn", "both")
 
 
-def sites(spec: Spec) -> tuple[Site, ...]:
-    """Every sublayer in order, then the output."""
-    parts: list[tuple[int, Part]] = []
-    for layer, block in enumerate(spec.blocks):
-        parallel = block.order == "parallel"
-        parts += [(layer, "both")] if parallel else [(layer, "attention"), (layer, "ffn")]
-    parts.append((spec.depth, "output"))
-    return tuple(Site(index=i, layer=layer, part=part) for i, (layer, part) in enumerate(parts))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """One reader of a mix. Sources are numbered from 0, the embedding (of projected values: the
@@ -66,15 +55,66 @@ class Reading:
     last: bool
 
 
-def reading(spec: Spec, name: str, mix: Mix, site: Site) -> Reading | None:
+class Connections:
+    """Who reads what over the depth of a model. What nobody asks for is not worked out."""
+
+    def __init__(self, blocks: Sequence[Block], wiring: Wiring) -> None:
+        self._blocks, self._mixes = blocks, dict(wiring.mixes())
+        self._readings: dict[str, tuple[Reading | None, ...]] = {}  # by mix, one for each site
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """Every sublayer in order, then the output."""
+        return _sites(self._blocks)
+
+    def readings(self, name: str) -> tuple[Reading | None, ...]:
+        """What each site reads by a mix. Raises MultiwayError for sources that do not exist.
+
+        name: that of the mix, as `Wiring.mixes` gives it.
+        """
+        if name not in self._readings:
+            mix = self._mixes[name]
+            self._readings[name] = tuple(_reading(name, mix, site) for site in self.sites)
+        return self._readings[name]
+
+    def reading(self, name: str, site: Site) -> Reading | None:
+        """What a site reads by the mix of a name, or None. Raises as `readings` does."""
+        return self.readings(name)[site.index]
+
+    def sources(self, name: str) -> tuple[int, ...]:
+        """Every source that some reader of a mix reads. Raises as `readings` does."""
+        found = {source for each in self.readings(name) if each for source in each.sources}
+        return tuple(sorted(found))
+
+    def split_norms(self, site: Site) -> bool:
+        """Whether the query, key and value inputs of a block are normed apart."""
+        if site.part not in ("attention", "both"):
+            return False
+        return any(
+            mix.first_block == "three_norms" or self.reading(name, site) is not None
+            for name, mix in self._mixes.items()
+            if set("qkv") & set(mix.streams)
+        )
+
+
+def _sites(blocks: Sequence[Block]) -> tuple[Site, ...]:
+    parts: list[tuple[int, Part]] = []
+    for layer, block in enumerate(blocks):
+        parallel = block.order == "parallel"
+        parts += [(layer, "both")] if parallel else [(layer, "attention"), (layer, "ffn")]
+    parts.append((len(blocks), "output"))
+    return tuple(Site(index=i, layer=layer, part=part) for i, (layer, part) in enumerate(parts))
+
+
+def _reading(name: str, mix: Mix, site: Site) -> Reading | None:
     """What a site reads by a mix, or None. Raises MultiwayError for sources that do not exist."""
     if mix.at == "block" and not site.opens:
         return None
     values, last = "value" in mix.streams, site.part == "output"
     index = site.layer if mix.at == "block" or values else site.index
     ways = _ways(mix, site)
-    off_beat = index % mix.period != 0 and not last
-    if not ways or off_beat or (index == 0 and not mix.first):
+    skipped = index % mix.period != 0 and not last
+    if not ways or skipped or (index == 0 and not mix.first):
         return None
     names = {"layer": site.layer, **({"sublayer": site.index} if mix.at == "sublayer" else {})}
     if mix.where is not None and not mix.where.test(**names):
@@ -131,36 +171,3 @@ def _no_source(
         expected=f"{first} to {newest}, which is `newest` there, or a `where` that leaves it out",
         notes=(("reader", f"{what} {reader}"),),
     )
-
-
-def readings(spec: Spec) -> Iterator[tuple[Site, str, Mix, Reading]]:
-    """Every reading of every mix, site by site."""
-    for site in sites(spec):
-        for name, mix in spec.wiring.mixes():
-            found = reading(spec, name, mix, site)
-            if found is not None:
-                yield site, name, mix, found
-
-
-def read_sources(spec: Spec, name: str, mix: Mix) -> tuple[int, ...]:
-    """Every source that some reader of a mix reads."""
-    found = {
-        source
-        for site in sites(spec)
-        if (each := reading(spec, name, mix, site)) is not None
-        for source in each.sources
-    }
-    return tuple(sorted(found))
-
-
-def split_norms(spec: Spec, site: Site) -> bool:
-    """Whether the query, key and value inputs of a block are normed apart."""
-    if site.part not in ("attention", "both"):
-        return False
-    for name, mix in spec.wiring.mixes():
-        if not set("qkv") & set(mix.streams):
-            continue
-        here = reading(spec, name, mix, site)
-        if here is not None or mix.first_block == "three_norms":
-            return True
-    return False

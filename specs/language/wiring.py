@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-from multiway.specs.config import Config, Count, Formula, Kinds, Real, key
-from multiway.specs.parts import Activation, Initial, PlainNorm
+from multiway.specs.language.fields import Config, Count, Formula, Kinds, Real, key
+from multiway.specs.language.parts import Activation, Initial, PlainNorm
 
 Stream = Literal["q", "k", "v", "r", "x", "value"]
 At = Literal["block", "sublayer"]
@@ -86,9 +86,11 @@ class Mix(Config):
         "what a source is: the residual stream behind a reader, or only what the reader added",
         default="hidden",
     )
-    group: Count = key("changes: so many consecutive ones are summed to one source", default=1)
+    group: Count = key("changes: how many consecutive ones are summed into one source", default=1)
     partial: bool = key("changes: the sum of an unfinished group is a source too", default=True)
-    period: Count = key("only every so manieth reader mixes, and the output", default=1)
+    period: Count = key(
+        "only readers whose number is a multiple of it mix; and the output", default=1
+    )
     dilation: Count = key("only sources whose distance is a multiple of this", default=1)
     where: Formula | None = key("the readers that mix: a test over layer; the output is depth")
     sources: tuple[Formula, ...] = key(

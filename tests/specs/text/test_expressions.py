@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from multiway.specs.expressions import (
+from multiway.specs.text.expressions import (
     FUNCTIONS,
     MAX_LENGTH,
     MAX_NESTING,

@@ -7,30 +7,27 @@ import dataclasses
 import keyword
 from typing import TYPE_CHECKING, Any
 
-from multiway.specs.config import parse_expression
+from multiway.specs.checks.routing import check_experts, check_norm
+from multiway.specs.checks.wiring import check_wiring
 from multiway.specs.errors import Report, nearest, one_of
-from multiway.specs.language import (
-    Attention,
-    Block,
-    Embed,
-    Input,
-    Learned,
-    Rotary,
-)
-from multiway.specs.parts import Norm, PlainNorm
-from multiway.specs.routing_checks import check_experts, check_norm
-from multiway.specs.wiring import Manifold
-from multiway.specs.wiring_checks import check_wiring
+from multiway.specs.language.block import Attention, Block, Rotary
+from multiway.specs.language.fields import parse_expression
+from multiway.specs.language.inputs import Embed, Form, Input, Learned
+from multiway.specs.language.parts import Norm, PlainNorm
+from multiway.specs.language.wiring import Manifold
 
 if TYPE_CHECKING:
-    from multiway.specs.source import Node
     from multiway.specs.spec import Spec
+    from multiway.specs.text.source import Node
 
 MAX_INPUTS = 16  # a head may have a program for every subset of them
 
 # What programs call their own inputs; `text_padding` is the padding mask of `text`.
-_TAKEN = ("labels", "cache", "positions", "self", "getattr")
+_PROGRAM_INPUTS = ("labels", "cache", "positions", "self", "getattr")
 _ENDINGS = ("_padding", "_masked", "_positions")
+# Where the parameters of a model stand. A pass over one input has a module of the input's name
+# beside them, as the towers of `contrastive` do.
+CONTAINERS = ("embed", "blocks", "output", "heads")
 
 
 def check(spec: Spec, report: Report) -> None:
@@ -75,15 +72,22 @@ def _wiring_norms(spec: Spec) -> list[PlainNorm | None]:
 
 def _check_input_name(spec: Spec, name: str, report: Report) -> None:
     """Inputs become arguments of programs, beside others and in Python code."""
+    span = spec.tree["inputs"].key_span(name)
+    if name in CONTAINERS:
+        report.add(
+            "bad-name",
+            f"an input cannot be called {name!r}, under which a model has parameters",
+            span=span,
+            expected=f"a name other than {', '.join(CONTAINERS)}",
+        )
     python = keyword.iskeyword(name) or hasattr(builtins, name)
-    if name in _TAKEN or name.endswith(_ENDINGS) or python:
+    if name in _PROGRAM_INPUTS or name.endswith(_ENDINGS) or python:
         report.add(
             "bad-name",
             f"an input cannot be called {name!r}, which means something else in programs",
-            span=spec.tree["inputs"].key_span(name),
-            expected=f"a name other than {', '.join(_TAKEN)}, no keyword or builtin function of "
-            f"Python, and not one "
-            f"that ends in {', '.join(_ENDINGS)}",
+            span=span,
+            expected=f"a name other than {', '.join(_PROGRAM_INPUTS)}, no keyword or builtin "
+            f"function of Python, and not one that ends in {', '.join(_ENDINGS)}",
         )
 
 
@@ -123,7 +127,7 @@ def _check_embed(spec: Spec, report: Report) -> None:
         _check_embed_form(modality, embed, name, spec.inputs[name].form(), report)
     for name, each in spec.inputs.items():
         embedded = spec.embed.get(each.modality)
-        if each.form() == "image" and (embedded is None or embedded.patch is None):
+        if each.form() == Form.IMAGE and (embedded is None or embedded.patch is None):
             report.add(
                 "missing-key",
                 f"the image {name!r} has no patches",
@@ -132,16 +136,17 @@ def _check_embed(spec: Spec, report: Report) -> None:
             )
 
 
-def _check_embed_form(modality: str, embed: Embed, name: str, form: str, report: Report) -> None:
-    belongs = {"patch": "image", "cls": "image", "mask_token": "image", "bias": "features"}
-    words = {"image": "an image", "features": "vectors"}
+def _check_embed_form(modality: str, embed: Embed, name: str, form: Form, report: Report) -> None:
+    image = dict.fromkeys(("patch", "cls", "mask_token"), Form.IMAGE)
+    belongs = {**image, "bias": Form.FEATURES}
+    words = {Form.IMAGE: "an image", Form.FEATURES: "vectors", Form.TOKENS: "token ids"}
     for key, wanted in belongs.items():
         given = embed.node.get(key)
         if given is not None and given.value is not False and form != wanted:
             report.add(
                 "input-form",
                 f"{key} is for {words[wanted]}; the input {name!r} of modality {modality!r} "
-                f"holds {words.get(form, 'token ids')}",
+                f"holds {words[form]}",
                 span=embed.node.key_span(key),
             )
 
@@ -162,7 +167,7 @@ def _check_special(each: Input, report: Report) -> None:
 
 def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
     embed = spec.embed.get(each.modality)
-    if each.form() == "image":
+    if each.form() == Form.IMAGE:
         assert each.size is not None and embed is not None and embed.patch is not None
         if each.size % embed.patch.size:
             report.add(
@@ -172,7 +177,7 @@ def _check_input(spec: Spec, name: str, each: Input, report: Report) -> None:
                 expected="patches that fill the image",
                 notes=(
                     ("patch", f"at {embed.patch.span('size')}"),
-                    *_bound(spec, each.node.get("size"), embed.patch.node.get("size")),
+                    *_dims_behind(spec, each.node.get("size"), embed.patch.node.get("size")),
                 ),
             )
             return
@@ -195,14 +200,14 @@ def _check_positions(spec: Spec, name: str, each: Input, position: Learned, repo
     if have >= need:
         return
     offset = f", the offset of {position.offset} included" if position.offset else ""
-    notes = _bound(spec, position.node.get("rows"))
+    notes = _dims_behind(spec, position.node.get("rows"))
     if tokens is None or tokens < 1:
         message = f"{position.rows} rows behind an offset of {position.offset} are no positions"
     else:
         message = f"{name!r} has up to {tokens} tokens, but {max(have, 0)} positions"
         source = each.node.get("context") or each.node.get("size")
         assert source is not None
-        notes = (("tokens", f"at {source.span}"), *_bound(spec, source), *notes)
+        notes = (("tokens", f"at {source.span}"), *_dims_behind(spec, source), *notes)
     report.add(
         "too-few-positions",
         message,
@@ -212,7 +217,7 @@ def _check_positions(spec: Spec, name: str, each: Input, position: Learned, repo
     )
 
 
-def _bound(spec: Spec, *nodes: Node | None) -> tuple[tuple[str, str], ...]:
+def _dims_behind(spec: Spec, *nodes: Node | None) -> tuple[tuple[str, str], ...]:
     """A note for each dim that sizes were made from: its value, and where it was bound."""
     dims = spec.tree["dims"]
     names: list[str] = []
@@ -272,7 +277,7 @@ def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
             expected="heads that divide the width, or head_width",
             notes=(
                 ("width", f"at {spec.tree['dims']['width'].span}"),
-                *_bound(spec, attention.node["heads"]),
+                *_dims_behind(spec, attention.node["heads"]),
             ),
         )
         return
@@ -284,7 +289,7 @@ def _check_heads(spec: Spec, attention: Attention, report: Report) -> None:
             expected="a divisor of heads",
             notes=(
                 ("heads", f"at {attention.span('heads')}"),
-                *_bound(spec, attention.node["heads"], attention.node["kv_heads"]),
+                *_dims_behind(spec, attention.node["heads"], attention.node["kv_heads"]),
             ),
         )
     if isinstance(attention.position, Rotary):
@@ -332,3 +337,19 @@ def _check_eps(norm: Any, report: Report) -> None:
             span=norm.span("eps"),
             expected="a small number, 1e-5 for instance",
         )
+
+
+# Heads
+
+
+def check_head_dims(spec: Spec, report: Report) -> None:
+    for name, head in spec.heads.items():
+        for dim in head.dims:
+            if dim not in spec.dims:
+                report.add(
+                    "unknown-dim",
+                    f"heads.{name} changes {dim!r}, which is not a dim of this spec",
+                    span=head.node["dims"].key_span(dim),
+                    expected=one_of(spec.dims),
+                    nearest=nearest(dim, spec.dims),
+                )

@@ -9,7 +9,11 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
-from multiway.specs.config import (
+from multiway.specs.errors import Problem, Report, nearest, one_of, quote
+from multiway.specs.language.document import Document
+from multiway.specs.language.fields import (
+    NAME,
+    NAME_RULE,
     Config,
     Count,
     Formula,
@@ -21,15 +25,13 @@ from multiway.specs.config import (
     kinds_in,
     unwrap,
 )
-from multiway.specs.errors import Problem, Report, nearest, one_of, quote
-from multiway.specs.language import NAME, NAME_RULE, Document
-from multiway.specs.source import Node
+from multiway.specs.text.source import Node
 
 # Names of models end up in file names and in the code that is written for them.
 _MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"
 _MODEL_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
 _EXPRESSION = "a number, or an expression over dims"
-_ENOUGH = 200  # problems that are looked at, of which the first in the file are shown
+_MAX_ERRORS = 200  # problems that are looked at, of which the first in the file are shown
 _WORDS = {
     "object": "a mapping",
     "array": "a list",
@@ -175,7 +177,7 @@ def check_schema(tree: Node, heads: Kinds, report: Report) -> None:
     """Adds what `jsonschema` finds in a merged spec to the report, in the order of the text."""
     found = Report()
     problems: list[Problem] = []
-    for error in islice(_validator(heads).iter_errors(tree.plain()), _ENOUGH):
+    for error in islice(_validator(heads).iter_errors(tree.plain()), _MAX_ERRORS):
         found.problems.clear()
         _problem(tree, error, found)
         problems += found.problems
@@ -196,11 +198,11 @@ def _walk(tree: Node, path: Iterable[str | int]) -> Node:
 
 def _problem(tree: Node, error: Any, report: Report) -> None:
     path = list(error.absolute_path)
-    node, name, schema = _walk(tree, path), _called(path), error.schema
+    node, name, schema = _walk(tree, path), _name_at(path), error.schema
     match error.validator:
         case "additionalProperties":
             known = list(schema["properties"])
-            for extra in [each for each in node.value if each not in known][:_ENOUGH]:
+            for extra in [each for each in node.value if each not in known][:_MAX_ERRORS]:
                 _unknown_key(extra, node, name, known, report)
         case "enum":
             _unknown_value(node, path, [str(v) for v in schema["enum"] if v is not None], report)
@@ -229,7 +231,7 @@ def _as_name(text: str) -> str:
     return made if re.match(NAME, made) and len(made) < 40 else ""
 
 
-def _called(path: list[str | int]) -> str:
+def _name_at(path: list[str | int]) -> str:
     """What an error calls the value at a path: its last name; two for the named parts of a spec."""
     names = [part for part in path if isinstance(part, str)]
     if len(names) == 2 and names[0] in ("dims", "inputs", "embed", "heads", "init"):
@@ -238,13 +240,13 @@ def _called(path: list[str | int]) -> str:
 
 
 def _unknown_value(node: Node, path: list[str | int], known: list[str], report: Report) -> None:
-    name = _called(path)
+    name = _name_at(path)
     if name == "multiway":
         message = f"this multiway reads version {known[0]} of the language, not {node.kind()}"
     elif name == "kind":
         parts = {"heads": "head", "init": "init"}
         part = parts.get(str(path[0])) if len(path) == 3 else None
-        message = f"{node.kind()} is not a kind of {part or _called(path[:-1])}"
+        message = f"{node.kind()} is not a kind of {part or _name_at(path[:-1])}"
     elif isinstance(path[-1], int):
         message = f"{node.kind()} cannot stand in {name}"
     else:

@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from multiway.specs.config import TAGS, Kinds, keys_of
 from multiway.specs.errors import MultiwayError, Span, nearest, one_of, quote
-from multiway.specs.full_form import full_document, full_form
-from multiway.specs.language import Document
-from multiway.specs.source import MAX_DEPTH, MAX_NODES, Node, parse_value, read_file
-from multiway.specs.wiring import Wiring
+from multiway.specs.language.document import Document
+from multiway.specs.language.fields import TAGS, Kinds, keys_of
+from multiway.specs.language.wiring import Wiring
+from multiway.specs.reading.full_form import full_document, full_form
+from multiway.specs.text.source import MAX_DEPTH, MAX_NODES, Node, parse_value, read_file
 
 MAX_CHAIN = 16  # documents that extend one another, heads that are like one another
-WIRINGS = Path(__file__).parent / "wirings"
-DEFAULTS = Path(__file__).parent / "defaults.yaml"
+WIRINGS = Path(__file__).parents[1] / "wirings"
+DEFAULTS = Path(__file__).parents[1] / "defaults.yaml"
 
 Resolver = Callable[[str], Node | None]
 """From the name of a spec to its document, or None when there is none of that name."""
@@ -60,7 +60,7 @@ def _differs(base: Node, change: Node, name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Where:
+class _Extending:
     """What is known while a document is extended: where it stands, and what led to it."""
 
     resolver: Resolver
@@ -69,7 +69,7 @@ class _Where:
     chain: tuple[str, ...] = ()
     files: frozenset[Path] = frozenset()
 
-    def reached(self, name: str, folder: Path | None, file: Path | None) -> _Where:
+    def within(self, name: str, folder: Path | None, file: Path | None) -> _Extending:
         return dataclasses.replace(
             self,
             folder=folder,
@@ -80,10 +80,10 @@ class _Where:
 
 def extend(document: Node, resolver: Resolver, *, heads: Kinds, folder: Path | None = None) -> Node:
     """The document with everything it extends merged in, in its full form. Raises MultiwayError."""
-    return _extend(document, _Where(resolver=resolver, heads=heads, folder=folder))
+    return _extend(document, _Extending(resolver=resolver, heads=heads, folder=folder))
 
 
-def _extend(document: Node, where: _Where) -> Node:
+def _extend(document: Node, where: _Extending) -> Node:
     document = full_document(document, where.heads)
     parent = document.get("extends")
     if parent is None or parent.value is None:
@@ -95,15 +95,15 @@ def _extend(document: Node, where: _Where) -> Node:
             span=parent.span,
             expected="the name of a spec, or a .yaml file beside this one",
         )
-    base, reached = _find(parent.value, parent.span, where)
-    merged = merge(_extend(base, reached), document)
+    base, inner = _find(parent.value, parent.span, where)
+    merged = merge(_extend(base, inner), document)
     if merged.size > MAX_NODES:
         message = f"more than {MAX_NODES:,} values once merged"
         raise MultiwayError.one("too-large", message, span=parent.span)
     return dataclasses.replace(merged, span=document.span)
 
 
-def _find(name: str, span: Span, where: _Where) -> tuple[Node, _Where]:
+def _find(name: str, span: Span, where: _Extending) -> tuple[Node, _Extending]:
     if name.endswith((".yaml", ".yml")):
         return _file(name, span, where)
     _check_chain(name, span, where, again=name in where.chain)
@@ -116,10 +116,10 @@ def _find(name: str, span: Span, where: _Where) -> tuple[Node, _Where]:
             expected="a name that `multiway zoo` lists, or a .yaml file beside this one",
             nearest=nearest(name, getattr(where.resolver, "names", ())),
         )
-    return found, where.reached(name, None, None)
+    return found, where.within(name, None, None)
 
 
-def _file(name: str, span: Span, where: _Where) -> tuple[Node, _Where]:
+def _file(name: str, span: Span, where: _Extending) -> tuple[Node, _Extending]:
     if where.folder is None:
         message = f"{quote(name)} is a file, but this spec is not one"
         expected = "a name that `multiway zoo` lists"
@@ -147,7 +147,7 @@ def _file(name: str, span: Span, where: _Where) -> tuple[Node, _Where]:
         )
     _check_chain(name, span, where, again=path in where.files)
     shown = where.folder / name
-    return read_file(shown), where.reached(name, shown.parent, path)
+    return read_file(shown), where.within(name, shown.parent, path)
 
 
 def _like_file(folder: Path, name: str) -> str:
@@ -159,7 +159,7 @@ def _like_file(folder: Path, name: str) -> str:
     return names.get(nearest(Path(name).name, names), "")
 
 
-def _check_chain(name: str, span: Span, where: _Where, *, again: bool) -> None:
+def _check_chain(name: str, span: Span, where: _Extending, *, again: bool) -> None:
     way = " -> ".join([*where.chain, name])
     if again:
         raise MultiwayError.one("cyclic-extends", f"this extends itself: {way}", span=span)
@@ -225,15 +225,15 @@ def _nest(parts: list[str], starts: list[int], leaf: Node, span: Span) -> Node:
 def _leaf(written: str, text: str, shift: int) -> Node:
     node = parse_value(written, file="--set")
     span = Span("--set", 1, shift + 1, max(len(text) - shift, 1), text)
-    return Node(None, span) if node is None else _moved(node, span)
+    return Node(None, span) if node is None else _at_span(node, span)
 
 
-def _moved(node: Node, span: Span) -> Node:
+def _at_span(node: Node, span: Span) -> Node:
     value = node.value
     if isinstance(value, dict):
-        value = {name: _moved(child, span) for name, child in value.items()}
+        value = {name: _at_span(child, span) for name, child in value.items()}
     elif isinstance(value, list):
-        value = [_moved(child, span) for child in value]
+        value = [_at_span(child, span) for child in value]
     return dataclasses.replace(node, value=value, span=span, keys=dict.fromkeys(node.keys, span))
 
 

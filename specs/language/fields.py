@@ -1,7 +1,8 @@
 """Declares the language: one frozen dataclass a mapping of the spec, one field a key.
 
-From such a class follow both the JSON Schema that `jsonschema` checks documents with (schema.py)
-and the conversion of a checked document into typed values (`Reader` below). A key is declared once.
+From such a class follow both the JSON Schema that `jsonschema` checks documents with
+(reading/schema.py) and the conversion of a checked document into typed values
+(reading/convert.py). A key is declared once.
 """
 
 from __future__ import annotations
@@ -13,12 +14,16 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar
 
-from multiway.specs import expressions
-from multiway.specs.errors import MultiwayError, Report, Span, one_of
-from multiway.specs.expressions import Expr, ExpressionError
-from multiway.specs.source import Node
+from multiway.specs.errors import MultiwayError, Report, Span
+from multiway.specs.text import expressions
+from multiway.specs.text.expressions import Expr, ExpressionError
+from multiway.specs.text.source import Node
+
+# `$` alone would let a line break pass at the end.
+NAME = r"^[a-z][a-z0-9_]*$(?!\n)"
+NAME_RULE = "small letters, digits and _, beginning with a letter"
 
 MAX_COUNT = 1e9  # no dimension of a model is larger
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}", re.ASCII)
@@ -27,7 +32,6 @@ Count = typing.NewType("Count", int)  # an expression whose value is a whole num
 Offset = typing.NewType("Offset", int)  # the same, >= 0
 Real = typing.NewType("Real", float)  # an expression with any finite value
 Test = typing.NewType("Test", bool)  # an expression that is true or false
-C = TypeVar("C", bound="Config")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +59,9 @@ class Config:
 
 
 def key(doc: str, *, default: Any = None) -> Any:
-    """A key of a mapping, with its line of documentation."""
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default, metadata={"doc": doc})
+    """A key of a mapping, with its line of documentation. Each object gets its own default dict."""
+    if isinstance(default, dict):
+        return field(default_factory=default.copy, metadata={"doc": doc})
     return field(default=default, metadata={"doc": doc})
 
 
@@ -73,11 +77,11 @@ class Formula:
         return number_at(self.expr, self.node, {**self.names, **names})
 
     def count(self, **names: float) -> int:
-        return _whole(self.number(**names), self.node, minimum=1)
+        return whole_number(self.number(**names), self.node, minimum=1)
 
     def whole(self, **names: float) -> int:
         """A whole number that may be negative."""
-        return _whole(self.number(**names), self.node, minimum=-MAX_COUNT)
+        return whole_number(self.number(**names), self.node, minimum=-MAX_COUNT)
 
     def test(self, **names: float) -> bool:
         if isinstance(self.node.value, bool):
@@ -135,134 +139,6 @@ def kinds_in(annotation: Any) -> Kinds | None:
     return None
 
 
-class Names(Mapping[str, float]):
-    """Values of names, which remembers whether `layer` was read.
-
-    A block that never reads it is the same in every layer and is converted once.
-    """
-
-    def __init__(self, values: Mapping[str, float]) -> None:
-        self.values_ = dict(values)
-        self.read_layer = False
-
-    def __getitem__(self, name: str) -> float:
-        self.read_layer |= name == "layer"
-        return self.values_[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.values_
-
-    def __iter__(self) -> Any:
-        return iter(self.values_)
-
-    def __len__(self) -> int:
-        return len(self.values_)
-
-
-class Reader:
-    """Converts nodes that the schema has accepted into Config objects, collecting problems.
-
-    Nodes are in their full form (full_form.py). `name` is what messages call a mapping.
-    """
-
-    def __init__(self, names: Mapping[str, float], report: Report) -> None:
-        self.names, self.report = names, report
-        self.failures = 0  # the report cannot tell: it says nothing twice and is full at some point
-
-    def config(self, cls: type[C], node: Node, name: str) -> C | None:
-        """An object of `cls`, or None when the mapping is switched off or something is wrong."""
-        if not isinstance(node.value, dict):
-            return None
-        before, values = self.failures, {}
-        for key, (annotation, doc) in keys_of(cls).items():
-            child, failures = node.get(key), self.failures
-            if child is not None:
-                values[key] = self.guarded(annotation, child, key)
-            off = values.get(key) is None and failures == self.failures
-            if key in cls.required and off:
-                self.missing(f"{name} needs {key!r}", child or node, f"{key}: {doc}")
-        if self.failures > before:
-            return None
-        made = cls(node=node, **values)
-        made.check(self.report)
-        return made
-
-    def missing(self, message: str, node: Node, expected: str) -> None:
-        self.failures += 1
-        self.report.add("missing-key", message, span=node.span, expected=expected)
-
-    def guarded(self, annotation: Any, node: Node, name: str) -> Any:
-        try:
-            return self.convert(annotation, node, name)
-        except MultiwayError as error:
-            self.failures += 1
-            self.report.extend(error)
-            return None
-
-    def convert(self, annotation: Any, node: Node, name: str) -> Any:
-        annotation, optional = unwrap(annotation)
-        if node.value is None and optional:
-            return None
-        if (kinds := kinds_in(annotation)) is not None:
-            return self.kinds(kinds, node, name)
-        origin = typing.get_origin(annotation)
-        if origin is tuple:
-            return self.items(typing.get_args(annotation)[0], node, name)
-        if origin is dict:
-            inner = typing.get_args(annotation)[1]
-            children = node.value.items()
-            return {key: self.guarded(inner, child, f"{name}.{key}") for key, child in children}
-        if isinstance(annotation, type) and issubclass(annotation, Config):
-            return self.config(annotation, node, name)
-        return self.leaf(annotation, node)
-
-    def items(self, annotation: Any, node: Node, name: str) -> tuple[Any, ...]:
-        """The items of a list. A name that stands twice in one would mean nothing."""
-        items: list[Any] = []
-        for child in node.value:
-            item = self.convert(annotation, child, name)
-            if isinstance(item, str) and item.isidentifier() and item in items:
-                message = f"{child.kind()} stands twice in {name}"
-                raise MultiwayError.one("duplicate-value", message, span=child.span)
-            items.append(item)
-        return tuple(items)
-
-    def leaf(self, annotation: Any, node: Node) -> Any:
-        if annotation is Formula:
-            return Formula(parse_expression(node), node, dict(self.names))
-        if annotation is Count:
-            return _whole(self.number(node), node, minimum=1)
-        if annotation is Offset:
-            return _whole(self.number(node), node, minimum=0)
-        if annotation is Real:
-            return self.number(node)
-        if annotation is Test:
-            if isinstance(node.value, bool):
-                return node.value
-            return bool(evaluate_at(parse_expression(node), node, self.names))
-        if annotation is str:
-            return str(node.value)
-        assert annotation is bool or annotation is int or _is_literal(annotation), annotation
-        return node.value
-
-    def kinds(self, kinds: Kinds, node: Node, name: str) -> Any:
-        if node.value is False:
-            return None
-        kind = node.get(kinds.tag)
-        if kind is None:
-            expected = f"{kinds.tag}: {one_of(kinds.classes)}"
-            self.missing(f"{name} needs {kinds.tag!r}", node, expected)
-            return None
-        return self.config(kinds.classes[kind.value], node, name)
-
-    def number(self, node: Node) -> float:
-        return number_at(parse_expression(node), node, self.names)
-
-
-def _is_literal(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is Literal
-
-
 def parse_expression(node: Node) -> Expr:
     """The expression that a scalar holds. Raises MultiwayError at its place."""
     if isinstance(node.value, bool) or not isinstance(node.value, (int, float, str)):
@@ -282,7 +158,7 @@ def parse_expression(node: Node) -> Expr:
     try:
         return expressions.parse(str(node.value))
     except ExpressionError as error:
-        raise _placed(error, node) from None
+        raise _with_place(error, node) from None
 
 
 def evaluate_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
@@ -290,7 +166,7 @@ def evaluate_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
     try:
         return expressions.evaluate(expr, names)
     except ExpressionError as error:
-        raise _placed(error, node) from None
+        raise _with_place(error, node) from None
 
 
 def number_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
@@ -306,7 +182,7 @@ def number_at(expr: Expr, node: Node, names: Mapping[str, float]) -> float:
     return value
 
 
-def _placed(error: ExpressionError, node: Node) -> MultiwayError:
+def _with_place(error: ExpressionError, node: Node) -> MultiwayError:
     """The error at its own characters, where the text stands in the file as it was read."""
     span, text = node.span, str(node.value)
     shift = 1 if node.quoted else 0
@@ -318,7 +194,7 @@ def _placed(error: ExpressionError, node: Node) -> MultiwayError:
     )
 
 
-def _whole(value: float, node: Node, *, minimum: float) -> int:
+def whole_number(value: float, node: Node, *, minimum: float) -> int:
     shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.15g}"
     if value != int(value):
         raise MultiwayError.one(

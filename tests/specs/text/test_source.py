@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiway.specs.errors import MultiwayError, Report, Span, nearest, one_of
-from multiway.specs.source import MAX_DEPTH, Node, parse, parse_value, scalar
+from multiway.specs.text.source import MAX_DEPTH, Node, parse, parse_value, scalar
 
 # Scalars
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from multiway.specs.config import Config, Formula, Real, key, keys_of
 from multiway.specs.errors import Report
-from multiway.specs.routing import Routing
+from multiway.specs.language.fields import Config, Formula, Real, key, keys_of
+from multiway.specs.language.routing import Routing
 
 Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "tanh", "sigmoid"]
 

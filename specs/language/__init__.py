@@ -1,0 +1,1 @@
+"""What may be written in a spec: one frozen dataclass a mapping, one field a key."""

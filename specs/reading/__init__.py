@@ -1,0 +1,1 @@
+"""From documents to values: merged, written out, checked against the schema, converted."""
