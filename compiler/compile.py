@@ -10,7 +10,7 @@ from operator import attrgetter
 import torch
 from torch import fx, nn
 
-from multiway.compiler.build import parameters, program_names
+from multiway.compiler.assemble.build import parameters, program_names
 from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value, grouped
 from multiway.compiler.lower import empty_parameters, lower
 from multiway.compiler.ops.cross_entropy import IGNORED

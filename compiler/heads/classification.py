@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from multiway.compiler.builder import Builder
-from multiway.compiler.declared import Declared
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.head import HeadKind
+from multiway.compiler.assemble.hiddens import Hiddens
+from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.heads.base import HeadKind
-from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import Count, key
 from multiway.specs.errors import Report

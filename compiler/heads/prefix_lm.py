@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from multiway.compiler.builder import Builder
-from multiway.compiler.declared import Declared
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.head import HeadKind, require_text, text_input
+from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.heads.base import HeadKind, require_text, text_input
 from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import Real, key
 from multiway.specs.errors import Report

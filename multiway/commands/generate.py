@@ -76,7 +76,7 @@ def command(
 
 def text_of(spec: Spec) -> str:
     """The input that a causal_lm continues. Raises MultiwayError for other heads."""
-    from multiway.compiler.build import head_of
+    from multiway.compiler.assemble.build import head_of
 
     head = head_of(spec)
     if getattr(head, "kind", "") != "causal_lm":

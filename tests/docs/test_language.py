@@ -10,7 +10,7 @@ import pytest
 from written import ALL, DOCS, EXAMPLES, LANGUAGE, ROOT, Block, classes, current, own_keys
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.op import registry
 from multiway.specs import config, merge
 from multiway.specs.spec import Spec

@@ -22,7 +22,7 @@ from typing import Any
 import multiway as mw
 from multiway.catalogue import limits
 from multiway.compiler import parameters
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.costs import costs, default_sizes, moved_bytes, total
 from multiway.compiler.graph import INPUT, LayerGraph, block_of
 from multiway.compiler.heads import contrastive, kinds

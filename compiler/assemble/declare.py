@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from multiway.compiler.declared import Declared, join, start_of, ways_of
+from multiway.compiler.assemble.parameters import Declared, join, start_of, ways_of
+from multiway.compiler.assemble.wiring_parameters import declare_before, declare_behind
 from multiway.compiler.graph import Param
-from multiway.compiler.wiring_parameters import declare_before, declare_behind
 from multiway.specs.errors import MultiwayError
 from multiway.specs.language import Block
 from multiway.specs.parts import PlainNorm

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from multiway.compiler.declared import join
+from multiway.compiler.assemble.hiddens import Hiddens, Segment
+from multiway.compiler.assemble.parameters import join
 from multiway.compiler.graph import Value
-from multiway.compiler.hiddens import Hiddens, Segment
 from multiway.specs.config import Config
 from multiway.specs.routing import Balance, Capacity, Chosen, ExpertChoice, ExpertRouter, Hash, TopK
 
 if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
+    from multiway.compiler.assemble.builder import Builder
 
 STATISTICS = ("load", "probability", "z", "entropy", "dropped", "tokens")  # of router_statistics
 TRAINING = "loss"  # the program that is trained

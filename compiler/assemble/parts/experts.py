@@ -6,16 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from multiway.compiler.declared import join, norm_eps, norm_kind
+from multiway.compiler.assemble.hiddens import Hiddens
+from multiway.compiler.assemble.parameters import join, norm_eps, norm_kind
+from multiway.compiler.assemble.parts.routers import Routers
 from multiway.compiler.graph import Value
-from multiway.compiler.hiddens import Hiddens
-from multiway.compiler.routers import Routers
 from multiway.specs.config import Config
 from multiway.specs.parts import Norm, PlainNorm
 from multiway.specs.routing import Chosen, Experts, Modality, chosen
 
 if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
+    from multiway.compiler.assemble.builder import Builder
 
 Make = Callable[["Way", list[Value]], list[Value]]
 """Adds the nodes of a part for one way: inputs -> outputs."""

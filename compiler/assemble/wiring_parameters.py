@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multiway.compiler.declared import Declared, initial_values, start_of
+from multiway.compiler.assemble.parameters import Declared, initial_values, start_of
 from multiway.compiler.init import IDENTITY, NORMAL, ONES, ZEROS, Init, diagonal, one_hot, tiled
 from multiway.specs.config import Config, Real
 from multiway.specs.parts import Initial, PlainNorm

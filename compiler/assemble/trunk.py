@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from multiway.compiler.blocks import Sublayers
+from multiway.compiler.assemble.hiddens import Hiddens
+from multiway.compiler.assemble.parts.attention import Sublayers
+from multiway.compiler.assemble.parts.lanes import LaneState
+from multiway.compiler.assemble.parts.mix import MixState
 from multiway.compiler.graph import Value
-from multiway.compiler.hiddens import Hiddens
-from multiway.compiler.lanes import LaneState
-from multiway.compiler.mixes import MixState
 from multiway.specs.readings import Site, reading, sites, split_norms
 
 if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
+    from multiway.compiler.assemble.builder import Builder
 
 STREAMS = ("q", "k", "v", "x", "r")
 

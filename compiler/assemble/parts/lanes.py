@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from multiway.compiler.declared import norm_eps
+from multiway.compiler.assemble.parameters import norm_eps
+from multiway.compiler.assemble.wiring_parameters import (
+    has_lanes,
+    lane_columns,
+    lane_norm,
+    lanes_path,
+)
 from multiway.compiler.graph import Value
-from multiway.compiler.wiring_parameters import has_lanes, lane_columns, lane_norm, lanes_path
 from multiway.specs.readings import Site
 from multiway.specs.wiring import Hyper, Lanes, Manifold, Sinkhorn
 
 if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
+    from multiway.compiler.assemble.builder import Builder
 
 
 class LaneState:

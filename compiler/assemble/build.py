@@ -6,11 +6,11 @@ import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
 
-from multiway.compiler.builder import Builder
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.declare import declare
+from multiway.compiler.assemble.head import HeadKind
+from multiway.compiler.assemble.parts.routers import is_statistic
 from multiway.compiler.graph import OUTPUT, LayerGraph, Param, Record
-from multiway.compiler.heads.base import HeadKind
-from multiway.compiler.parameters import declare
-from multiway.compiler.routers import is_statistic
 from multiway.specs.errors import MultiwayError, Report, nearest, one_of
 from multiway.specs.spec import Spec
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from multiway.compiler.declared import join
+from multiway.compiler.assemble.parameters import join
+from multiway.compiler.assemble.wiring_parameters import generator_norm, history_norm, router_path
 from multiway.compiler.graph import Value
-from multiway.compiler.wiring_parameters import generator_norm, history_norm, router_path
 from multiway.specs.readings import Reading, Site, read_sources
 from multiway.specs.wiring import Generator, Mix, Router
 
 if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
+    from multiway.compiler.assemble.builder import Builder
 
 
 class MixState:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from multiway.compiler.declared import join
+from multiway.compiler.assemble.declare import attention_widths
+from multiway.compiler.assemble.hiddens import Cache, Hiddens
+from multiway.compiler.assemble.parameters import join
+from multiway.compiler.assemble.parts.experts import Way
 from multiway.compiler.graph import Value
-from multiway.compiler.hiddens import Cache, Hiddens
-from multiway.compiler.parameters import attention_widths
-from multiway.compiler.routing import Way
 from multiway.specs.language import FFN, Block, Rotary
 from multiway.specs.parts import Norm, PlainNorm
 from multiway.specs.routing import Shared
 
 if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
+    from multiway.compiler.assemble.builder import Builder
 
 Mixed = Callable[[Value], Value]
 """From a block's projected value to the one that it uses."""

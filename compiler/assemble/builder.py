@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from multiway.compiler.declared import join, norm_eps, norm_kind
+from multiway.compiler.assemble.declare import attention_widths
+from multiway.compiler.assemble.hiddens import Cache, Hiddens, Segment
+from multiway.compiler.assemble.parameters import join, norm_eps, norm_kind
+from multiway.compiler.assemble.parts.experts import Routing
+from multiway.compiler.assemble.parts.routers import padding_of
+from multiway.compiler.assemble.trunk import Trunk
 from multiway.compiler.graph import INPUT, OUTPUT, Arguments, LayerGraph, Param, Record, Value
-from multiway.compiler.hiddens import Cache, Hiddens, Segment
 from multiway.compiler.op import registry
-from multiway.compiler.parameters import attention_widths
-from multiway.compiler.routers import padding_of
-from multiway.compiler.routing import Routing
-from multiway.compiler.trunk import Trunk
 from multiway.compiler.types import Tensor, Type, sym
 from multiway.specs.config import Config
 from multiway.specs.language import Learned
