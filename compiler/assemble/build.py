@@ -6,14 +6,17 @@ import fnmatch
 import functools
 from collections.abc import Mapping, Sequence
 
+from multiway.compiler.assemble import trunk
 from multiway.compiler.assemble.builder import Builder
-from multiway.compiler.assemble.declare import declare
 from multiway.compiler.assemble.head import HeadKind
+from multiway.compiler.assemble.parameters import Declared
+from multiway.compiler.assemble.parts import embedding
 from multiway.compiler.assemble.parts.routers import is_statistic
 from multiway.compiler.graph import OUTPUT, LayerGraph, Param, Record
 from multiway.specs.errors import MultiwayError, Report, nearest, one_of
 from multiway.specs.spec import Spec
 
+MAX_PARAMETERS = 4_000_000_000_000
 ROUTERS = "routers"  # the tap of all statistics of routers
 
 
@@ -26,8 +29,28 @@ def head_of(spec: Spec) -> HeadKind:
 
 @functools.lru_cache(maxsize=32)
 def parameters(spec: Spec) -> Mapping[str, Param]:
-    """Every parameter of a spec that was chosen for a head, by path. Raises MultiwayError."""
-    return declare(spec)
+    """Every parameter of a spec that was chosen for a head, by path, in a fixed order.
+
+    A program may read only some of them; a model always holds all, so that saved files do not
+    depend on what was run. Raises MultiwayError.
+    """
+    return _declare(spec)
+
+
+def _declare(spec: Spec) -> Mapping[str, Param]:
+    declared = Declared(spec)
+    embedding.declare(declared)
+    trunk.declare(declared)
+    head_of(spec).declare(declared, f"heads.{spec.head_name}")
+    total = sum(param.size for param in declared.values())
+    if total > MAX_PARAMETERS:
+        raise MultiwayError.one(
+            "absurd-size",
+            f"this model would have {total:,} parameters",
+            span=spec.tree["dims"].span,
+            expected=f"at most {MAX_PARAMETERS:,}",
+        )
+    return declared
 
 
 def check_init(spec: Spec) -> None:

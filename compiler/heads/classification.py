@@ -11,6 +11,7 @@ from multiway.compiler.assemble.builder import Builder
 from multiway.compiler.assemble.head import HeadKind
 from multiway.compiler.assemble.hiddens import Hiddens
 from multiway.compiler.assemble.parameters import Declared
+from multiway.compiler.assemble.parts import plain_norm
 from multiway.compiler.graph import LayerGraph, Value
 from multiway.compiler.types import Tensor, sym
 from multiway.specs.config import Count, key
@@ -133,14 +134,14 @@ class Classification(HeadKind):
 
     def declare(self, declared: Declared, path: str) -> None:
         width = declared.spec.width * len(self.pool) * max(len(self.passes), 1)
-        declared.norm(f"{path}.norm", self.norm, width=width)
+        plain_norm.declare(declared, f"{path}.norm", self.norm, width=width)
         if self.dense:
             declared.linear(f"{path}.dense", out=width, width=width, bias=self.bias, part=self)
         if self.hidden:
             declared.linear(
                 f"{path}.hidden", out=self.hidden, width=width, bias=self.bias, part=self
             )
-            declared.norm(f"{path}.hidden_norm", self.hidden_norm, width=self.hidden)
+            plain_norm.declare(declared, f"{path}.hidden_norm", self.hidden_norm, width=self.hidden)
             width = self.hidden
         declared.linear(f"{path}.classes", out=self.classes, width=width, bias=self.bias, part=self)
 
