@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
 from multiway.compiler.assemble import trunk
 from multiway.compiler.assemble.builder import Builder
@@ -27,14 +27,19 @@ def head_of(spec: Spec) -> HeadKind:
     return spec.head
 
 
-@functools.lru_cache(maxsize=32)
 def parameters(spec: Spec) -> Mapping[str, Param]:
     """Every parameter of a spec that was chosen for a head, by path, in a fixed order.
 
     A program may read only some of them; a model always holds all, so that saved files do not
     depend on what was run. Raises MultiwayError.
     """
-    return _declare(spec)
+    if spec not in _parameters:
+        _parameters[spec] = _declare(spec)
+    return _parameters[spec]
+
+
+# What a spec declares is asked for with every program. It goes when the spec goes.
+_parameters: WeakKeyDictionary[Spec, Mapping[str, Param]] = WeakKeyDictionary()
 
 
 def _declare(spec: Spec) -> Mapping[str, Param]:
@@ -50,7 +55,7 @@ def _declare(spec: Spec) -> Mapping[str, Param]:
             span=spec.tree["dims"].span,
             expected=f"at most {MAX_PARAMETERS:,}",
         )
-    return declared
+    return dict(declared)  # `declared` holds the spec
 
 
 def check_init(spec: Spec) -> None:

@@ -1,4 +1,4 @@
-"""Parts with experts: modalities have ways of their own, a router chooses the experts of a token."""
+"""Parts with experts: modalities have ways of their own, a router chooses experts for a token."""
 
 from __future__ import annotations
 
