@@ -47,6 +47,7 @@ class Trunk:
         self.added: list[Value] = []  # by the sublayers of the block so far
 
     def run(self) -> Value:
+        """What the model makes of the sequence, behind the output norm [B, T, D]."""
         self._open()
         *inner, last = sites(self.spec)
         following = dict(zip(inner, [*inner[1:], last], strict=True))

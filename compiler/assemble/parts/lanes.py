@@ -122,6 +122,7 @@ class LaneState:
         return program.node(f"{path}.sum", "read_lanes", given, part=lanes)
 
     def writes(self, site: Site) -> bool:
+        """Whether lanes are written behind a sublayer."""
         return self.lanes.at == "sublayer" or site.closes
 
     def write(self, site: Site, y: Value) -> None:
