@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from multiway.compiler.build import head_of, parameters, program_names
+from multiway.compiler.assemble.build import head_of, parameters, program_names
 from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value
 from multiway.compiler.lower import empty_parameters, lower
 from multiway.compiler.ops.cross_entropy import IGNORED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from multiway.compiler.build import build
+from multiway.compiler.assemble.build import build
 from multiway.compiler.fusion import Tally
 from multiway.compiler.pipeline import Options, Stage, run
 from multiway.compiler.verify import verify

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from multiway.compiler.build import build as build_graph
-from multiway.compiler.build import check_init
+from multiway.compiler.assemble.build import build as build_graph
+from multiway.compiler.assemble.build import check_init
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.heads import kinds
 from multiway.runtime.rename import RenameTable

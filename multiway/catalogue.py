@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from multiway import api
-from multiway.compiler.build import build, parameters
+from multiway.compiler.assemble.build import build, parameters
 from multiway.compiler.costs import Cost, costs, default_sizes, total
 from multiway.compiler.graph import LayerGraph
 from multiway.specs import MultiwayError, Spec

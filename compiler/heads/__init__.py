@@ -12,6 +12,6 @@ from multiway.specs.language.fields import Kinds
 @functools.cache
 def kinds() -> Kinds:
     """Every head kind, in the order of the file names."""
-    names = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+    names = sorted(m.name for m in pkgutil.iter_modules(__path__))
     modules = [importlib.import_module(f"multiway.compiler.heads.{name}") for name in names]
     return Kinds(*(module.HEAD for module in modules))

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from multiway.compiler.builder import Builder
-from multiway.compiler.declared import Declared
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.head import HeadKind
+from multiway.compiler.assemble.hiddens import Hiddens
+from multiway.compiler.assemble.parameters import Declared
+from multiway.compiler.assemble.parts import plain_norm
 from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.heads.base import HeadKind
-from multiway.compiler.hiddens import Hiddens
 from multiway.compiler.types import Tensor, sym
 from multiway.runtime.answers import Answer, most_likely
 from multiway.specs.errors import Report
@@ -138,14 +139,14 @@ class Classification(HeadKind):
 
     def declare(self, declared: Declared, path: str) -> None:
         width = declared.spec.width * len(self.pool) * max(len(self.passes), 1)
-        declared.norm(f"{path}.norm", self.norm, width=width)
+        plain_norm.declare(declared, f"{path}.norm", self.norm, width=width)
         if self.dense:
             declared.linear(f"{path}.dense", out=width, width=width, bias=self.bias, part=self)
         if self.hidden:
             declared.linear(
                 f"{path}.hidden", out=self.hidden, width=width, bias=self.bias, part=self
             )
-            declared.norm(f"{path}.hidden_norm", self.hidden_norm, width=self.hidden)
+            plain_norm.declare(declared, f"{path}.hidden_norm", self.hidden_norm, width=self.hidden)
             width = self.hidden
         declared.linear(f"{path}.classes", out=self.classes, width=width, bias=self.bias, part=self)
 

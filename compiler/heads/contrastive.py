@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from multiway.compiler.builder import Builder
-from multiway.compiler.declared import Declared
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.head import HeadKind
+from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.heads.base import HeadKind
 from multiway.compiler.init import Init
 from multiway.runtime.answers import Answer
 from multiway.specs.errors import Report

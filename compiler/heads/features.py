@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal
 
-from multiway.compiler.builder import Builder
-from multiway.compiler.declared import Declared
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.head import HeadKind
+from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.graph import LayerGraph
-from multiway.compiler.heads.base import HeadKind
 from multiway.runtime.answers import Answer
 from multiway.specs.errors import Report
 from multiway.specs.language.fields import key

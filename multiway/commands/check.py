@@ -8,7 +8,7 @@ import typer
 
 from multiway.catalogue import count_parameters
 from multiway.commands.common import JsonOption, SetOption, print_json, read_spec
-from multiway.compiler.build import build, program_names
+from multiway.compiler.assemble.build import build, program_names
 from multiway.specs import MultiwayError, Problem
 
 

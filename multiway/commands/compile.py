@@ -27,7 +27,7 @@ from multiway.commands.common import (
     print_json,
     read_spec,
 )
-from multiway.compiler.build import build, parameters, program_names
+from multiway.compiler.assemble.build import build, parameters, program_names
 from multiway.compiler.costs import default_sizes
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.pipeline import Options, Stage

@@ -76,7 +76,7 @@ def command(
 
 def text_of(spec: Spec) -> str:
     """The input that the head continues. Raises MultiwayError for heads that continue none."""
-    from multiway.compiler.build import head_of
+    from multiway.compiler.assemble.build import head_of
 
     answer = head_of(spec).answer(spec)
     if answer is None or answer.continues is None:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from multiway.commands.common import HeadOption, SetOption, SpecArgument, read_spec, write_text
-from multiway.compiler.build import build
+from multiway.compiler.assemble.build import build
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.pipeline import PIPELINE, Options, run
 from multiway.specs import MultiwayError, Spec

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.costs import Cost, costs, default_sizes, node_flops, part_of, total
 from multiway.compiler.graph import INPUT, OUTPUT
 from multiway.zoo import catalogue

@@ -32,7 +32,7 @@ from test_properties import flat, some_sizes
 
 import multiway as mw
 from multiway.compiler import fusion as fusion_module
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.correspond import corresponds
 from multiway.compiler.dispatch import fast
 from multiway.compiler.fusion import Match, Tally, fuse, fusions

@@ -118,7 +118,7 @@ def test_loading_and_building_import_no_torch() -> None:
     run(
         "import sys\n"
         "import multiway as mw\n"
-        "from multiway.compiler.build import head_of, parameters, program_names\n"
+        "from multiway.compiler.assemble.build import head_of, parameters, program_names\n"
         "from multiway.compiler.costs import costs, default_sizes\n"
         "from multiway.compiler.drawing import to_svg\n"
         "from multiway.compiler.printing import to_text\n"

@@ -13,7 +13,7 @@ from strategies import random_inputs, specs
 from test_properties import some_sizes
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.costs import node_flops
 from multiway.compiler.graph import LayerGraph, block_of
 from multiway.compiler.kept import Keeping

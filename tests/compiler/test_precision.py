@@ -23,7 +23,7 @@ from test_properties import some_sizes
 from torch import Tensor
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.graph import LayerGraph
 from multiway.runtime.model import Model
 

@@ -19,7 +19,7 @@ from second import Second
 from strategies import CONTEXT, HEADS, VOCAB, random_inputs, randomise, sizes_of, specs
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.correspond import corresponds
 from multiway.compiler.fusion import Tally
 from multiway.compiler.graph import LayerGraph

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import multiway as mw
-from multiway.compiler.build import parameters, program_names
+from multiway.compiler.assemble.build import parameters, program_names
 from multiway.compiler.drawing import to_svg
 from multiway.compiler.graph import LayerGraph, block_of
 from multiway.compiler.lower import empty_parameters, lower

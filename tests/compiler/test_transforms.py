@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.dispatch import fast
 from multiway.runtime.kernels import kernels
 from multiway.runtime.model import Model

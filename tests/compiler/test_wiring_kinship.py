@@ -14,7 +14,7 @@ from test_wirings import BOTH, TOKENS
 from wiring_specs import decoder, wired
 
 import multiway as mw
-from multiway.compiler.build import parameters
+from multiway.compiler.assemble.build import parameters
 from multiway.compiler.op import registry
 from multiway.runtime.model import Model
 

@@ -10,10 +10,10 @@ import pytest
 from written import ALL, DOCS, EXAMPLES, LANGUAGE, ROOT, Block, classes, current, own_keys
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.op import registry
 from multiway.specs.language import fields
-from multiway.specs.reading import merge
+from multiway.specs.reading.merge import merge
 from multiway.specs.spec import Spec
 
 SPECS = [block for block in ALL if block.language == "yaml" and not block.marker]

@@ -24,7 +24,7 @@ from typing import Any
 import multiway as mw
 from multiway.catalogue import limits
 from multiway.compiler import parameters
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.costs import costs, default_sizes, moved_bytes, total
 from multiway.compiler.graph import INPUT, LayerGraph, block_of
 from multiway.compiler.heads import contrastive, kinds
@@ -34,7 +34,8 @@ from multiway.compiler.report import report
 from multiway.compiler.report import to_text as report_text
 from multiway.specs import language
 from multiway.specs.language import fields, routing
-from multiway.specs.reading import dims, merge
+from multiway.specs.reading import dims
+from multiway.specs.reading.merge import merge
 from multiway.specs.spec import Spec
 from multiway.specs.text import expressions, source
 from multiway.specs.text.source import parse

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import multiway as mw
-from multiway.compiler.build import parameters
+from multiway.compiler.assemble.build import parameters
 from multiway.compiler.graph import Init
 from multiway.runtime.initialise import initialise
 

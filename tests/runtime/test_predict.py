@@ -14,11 +14,11 @@ import torch
 
 import multiway as mw
 from multiway.commands.generate import text_of
-from multiway.compiler.builder import Builder
-from multiway.compiler.declared import Declared
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.head import HeadKind
+from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.graph import LayerGraph
 from multiway.compiler.heads import kinds
-from multiway.compiler.heads.base import HeadKind
 from multiway.runtime.answers import Answer, most_likely
 from multiway.runtime.media import read_image
 from multiway.runtime.predict import Example, Predictor, Request

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.heads import kinds
 from multiway.specs.errors import MAX_PROBLEMS
 from multiway.specs.language.document import Document

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import multiway as mw
-from multiway.compiler.build import program_names
+from multiway.compiler.assemble.build import program_names
 from multiway.compiler.verify import verify
 from multiway.runtime.samples import random_inputs
 from multiway.zoo import catalogue

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import multiway as mw
 from multiway.catalogue import spec_difference
 from multiway.cli import app
-from multiway.compiler.build import parameters
+from multiway.compiler.assemble.build import parameters
 from multiway.zoo import catalogue
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

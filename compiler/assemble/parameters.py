@@ -12,8 +12,8 @@ from multiway.compiler.init import Init, scaled
 from multiway.compiler.op import registry
 from multiway.specs.errors import MultiwayError
 from multiway.specs.language.fields import Config
-from multiway.specs.language.parts import Initial, Norm, PlainNorm
-from multiway.specs.language.routing import Chosen, Experts, Modality, TopK, chosen
+from multiway.specs.language.parts import Initial
+from multiway.specs.language.routing import Chosen
 from multiway.specs.spec import Spec
 
 
@@ -22,33 +22,9 @@ def start_of(op: str, role: str) -> Init:
     return registry()[op].params[role]
 
 
-def ways_of(spec: Spec, experts: Experts | None) -> tuple[str, ...]:
-    """The ways of a part, by name; one nameless way where it is not routed."""
-    if not isinstance(experts, Modality):
-        return ("",)
-    fused = experts.fused
-    ways = dict.fromkeys(map(experts.way_of, spec.modalities))
-    return (*ways, *(["fused"] if fused is not None and fused.where else []))
-
-
-def join(*parts: str) -> str:
-    """A path of its non-empty parts."""
-    return ".".join(part for part in parts if part)
-
-
-def norm_kind(norm: PlainNorm, default: PlainNorm) -> str:
-    """The kind of a norm, inherited from block.norm where it gives none."""
-    return norm.kind or default.kind or "layer_norm"
-
-
-def norm_eps(norm: PlainNorm, default: PlainNorm) -> float:
-    eps = norm.eps if norm.eps is not None else default.eps
-    assert eps is not None
-    return eps
-
-
-def has_bias(norm: PlainNorm, default: PlainNorm) -> bool:
-    return norm.bias if norm.bias is not None else norm_kind(norm, default) == "layer_norm"
+def initial_or(initial: Initial | None, shape: tuple[int, ...], default: Init) -> Init:
+    """How a parameter starts: as its part of the spec says, or else by default."""
+    return initial_values(initial, shape) if initial is not None else default
 
 
 class Declared(dict[str, Param]):
@@ -115,49 +91,6 @@ class Declared(dict[str, Param]):
         self.add(f"{path}.weight", (out, width), init, part, experts=experts)
         if bias:
             self.add(f"{path}.bias", (out,), start_of("linear", "bias"), part, experts=experts)
-
-    def router(self, path: str, experts: Chosen | None, *, width: int) -> None:
-        """The router of a part; nothing where no router decides."""
-        router = experts.router_ if experts else None
-        if experts is None or router is None:
-            return
-        if router.kind == "cosine":
-            assert router.width is not None
-            self.linear(f"{path}.project", out=router.width, width=width, bias=False, part=router)
-            shape = (experts.count, router.width)
-            self.add(f"{path}.weight", shape, start_of("cosine_scores", "weight"), router)
-            start = Init(kind="constant", value=router.temperature)
-            self.add(f"{path}.temperature", (), start, router)
-        else:
-            self.linear(path, out=experts.count, width=width, bias=router.bias, part=router)
-        if isinstance(experts, TopK) and experts.balance_bias is not None:
-            start, bias = start_of("top_k_gates", "bias"), experts.balance_bias
-            self.add(f"{path}.balance", (experts.count,), start, bias, rate=bias.rate)
-
-    def norm(
-        self,
-        path: str,
-        norm: PlainNorm | None,
-        *,
-        width: int,
-        ways: tuple[str, ...] = ("",),
-        default: PlainNorm | None = None,
-        experts: Chosen | None = None,
-    ) -> None:
-        """default: the norm whose kind is inherited; outside of blocks that of the first block.
-        ways, experts: those of the part that the norm belongs to."""
-        if norm is None:
-            return
-        default = default or self.spec.blocks[0].norm
-        if isinstance(norm, Norm) and norm.experts is not None:
-            ways, experts = ways_of(self.spec, norm.experts), chosen(norm.experts)
-            for way in ways:
-                self.router(join(path, "router", way), experts, width=width)
-        kind = norm_kind(norm, default)
-        for way in ways if norm.weight else ():
-            for role in ("weight", "bias") if has_bias(norm, default) else ("weight",):
-                start = start_of(kind, role)
-                self.add(join(path, way, role), (width,), start, norm, experts=experts)
 
 
 def _scaled(init: Init, initial: Initial, shape: tuple[int, ...], path: str) -> Init:

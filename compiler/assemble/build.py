@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import fnmatch
-import functools
 from collections.abc import Mapping, Sequence
+from weakref import WeakKeyDictionary
 
-from multiway.compiler.builder import Builder
+from multiway.compiler.assemble import trunk
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.head import HeadKind
+from multiway.compiler.assemble.parameters import Declared
+from multiway.compiler.assemble.parts import embedding
+from multiway.compiler.assemble.parts.routers import is_statistic
 from multiway.compiler.graph import OUTPUT, LayerGraph, Param, Record
-from multiway.compiler.heads.base import HeadKind
-from multiway.compiler.parameters import declare
-from multiway.compiler.routers import is_statistic
 from multiway.specs.errors import MultiwayError, Report, nearest, one_of
 from multiway.specs.spec import Spec
 
+MAX_PARAMETERS = 4_000_000_000_000
 ROUTERS = "routers"  # the tap of all statistics of routers
 
 
@@ -24,10 +27,35 @@ def head_of(spec: Spec) -> HeadKind:
     return spec.head
 
 
-@functools.lru_cache(maxsize=32)
 def parameters(spec: Spec) -> Mapping[str, Param]:
-    """Every parameter of a spec that was chosen for a head, by path. Raises MultiwayError."""
-    return declare(spec)
+    """Every parameter of a spec that was chosen for a head, by path, in a fixed order.
+
+    A program may read only some of them; a model always holds all, so that saved files do not
+    depend on what was run. Raises MultiwayError.
+    """
+    if spec not in _parameters:
+        _parameters[spec] = _declare(spec)
+    return _parameters[spec]
+
+
+# What a spec declares is asked for with every program. It goes when the spec goes.
+_parameters: WeakKeyDictionary[Spec, Mapping[str, Param]] = WeakKeyDictionary()
+
+
+def _declare(spec: Spec) -> Mapping[str, Param]:
+    declared = Declared(spec)
+    embedding.declare(declared)
+    trunk.declare(declared)
+    head_of(spec).declare(declared, f"heads.{spec.head_name}")
+    total = sum(param.size for param in declared.values())
+    if total > MAX_PARAMETERS:
+        raise MultiwayError.one(
+            "absurd-size",
+            f"this model would have {total:,} parameters",
+            span=spec.tree["dims"].span,
+            expected=f"at most {MAX_PARAMETERS:,}",
+        )
+    return dict(declared)  # `declared` holds the spec
 
 
 def check_init(spec: Spec) -> None:

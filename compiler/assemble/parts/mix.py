@@ -1,18 +1,44 @@
-"""Mixes: the sources that they read, their weights, their sums."""
+"""Mixes over depth: the sources that they read, and their sums."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from multiway.compiler.declared import join
+from multiway.compiler.assemble.parameters import Declared, initial_or
+from multiway.compiler.assemble.parts import depth_attention, mix_weights, plain_norm
+from multiway.compiler.assemble.program import Program, join
 from multiway.compiler.graph import Value
-from multiway.compiler.wiring_parameters import generator_norm, history_norm, router_path
+from multiway.compiler.init import ZEROS
 from multiway.specs.connections import Reading, Site
-from multiway.specs.language.wiring import Generator, Mix, Router
+from multiway.specs.language.wiring import Mix
 
-if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
+
+def declare(declared: Declared, name: str, mix: Mix, site: Site) -> None:
+    """What a site reads by a mix; before the first site, the norms of all its sources."""
+    spec = declared.spec
+    if mix.source_norm is not None and site.index == 0:
+        for source in spec.connections.sources(name):
+            path = _source_norm(name, source)
+            plain_norm.declare(declared, path, mix.source_norm, width=spec.width)
+    found = spec.connections.reading(name, site)
+    if found is None:
+        return
+    mix_weights.declare(declared, mix, found)
+    if mix.router is not None:
+        depth_attention.declare(declared, mix.router, found)
+    for way in found.ways:
+        if mix.gate is not None:
+            init = initial_or(mix.gate.init, (), ZEROS)
+            declared.add(f"{found.path}.gate.{way}", (), init, mix.gate)
+        if mix.sum_norm is not None and way in mix.sum_norm.streams:
+            path = f"{found.path}.sum_norm.{way}"
+            plain_norm.declare(declared, path, mix.sum_norm, width=spec.width)
+
+
+def _source_norm(name: str, source: int) -> str:
+    """The path of the norm of a source of a mix."""
+    prefix = "" if name == "mix" else f"{name}."
+    return f"{prefix}history.{source}.norm"
 
 
 class MixState:
@@ -22,12 +48,12 @@ class MixState:
     their own, so that a reader takes a whole list.
     """
 
-    def __init__(self, builder: Builder, name: str, mix: Mix) -> None:
-        self.builder, self.spec, self.name, self.mix = builder, builder.spec, name, mix
+    def __init__(self, program: Program, name: str, mix: Mix) -> None:
+        self.program, self.name, self.mix = program, name, mix
         self.sources: list[Value] = []
         self.values: list[Value] = []  # projected ones, by block
         self.newest: Value | None = None  # hidden
-        self.read = set(self.spec.connections.sources(name))
+        self.read = set(program.spec.connections.sources(name))
         self.lists: dict[int, Value] = {}  # by the number of a source, modulo the dilation
         self.listed = 0  # sources that are in a list
         self.group: Value | None = None  # changes of an unfinished group
@@ -55,7 +81,7 @@ class MixState:
         if self.group is not None:
             given = {"a": self.group, "b": change}
             path = self._below(site.path, "group")
-            change = self.builder.node(path, "add", given, part=self.mix)
+            change = self.program.node(path, "add", given, part=self.mix)
         self.group, self.grouped = change, self.grouped + 1
         if self.grouped == self.mix.group:
             self.add_source(change)
@@ -68,7 +94,7 @@ class MixState:
             parts = [sources[i] for i in found.sources]
             attrs = {"count": len(parts)}
             path = f"{found.path}.sources"
-            return self.builder.node(path, "collect", {"parts": parts}, attrs=attrs, part=self.mix)
+            return self.program.node(path, "collect", {"parts": parts}, attrs=attrs, part=self.mix)
         for number in range(self.listed, len(self.sources)):
             if number in self.read:
                 self._append(site, number)
@@ -79,7 +105,7 @@ class MixState:
             path = f"{path}.{found.index}" if self.mix.at == "block" else path
             x = self._normed(len(self.sources), self.group, f"{path}.norm")
             given = {"history": history, "x": x}
-            return self.builder.node(path, "append", given)
+            return self.program.node(path, "append", given)
         return history
 
     def _list_path(self, site: Site) -> str:
@@ -96,97 +122,45 @@ class MixState:
         if rest in self.lists:
             given["history"] = self.lists[rest]
         path = f"{self._list_path(site)}.{number}"
-        self.lists[rest] = self.builder.node(path, "append", given)
+        self.lists[rest] = self.program.node(path, "append", given)
 
     def _normed(self, number: int, x: Value, path: str = "") -> Value:
         """A source behind its norm. `path`: of the node, where it is not that of its parameters."""
         if self.mix.source_norm is None:
             return x
-        params = history_norm(self.name, number)
-        return self.builder.norm(path or params, self.mix.source_norm, x, params=params)
+        params = _source_norm(self.name, number)
+        norm = self.mix.source_norm
+        return plain_norm.build(self.program, path or params, norm, x, params=params)
 
     # Sums
 
     def sums(self, site: Site, found: Reading, reads: Mapping[str, Value]) -> dict[str, Value]:
         """The mixed streams. `reads`: what they would be otherwise."""
         history = self._history(site, found)
-        if self.mix.router is not None:
-            mixed = [self._routed(history, found, way, self.mix.router) for way in found.ways]
+        program, name, mix = self.program, self.name, self.mix
+        if mix.router is not None:
+            mixed = depth_attention.build(program, name, mix, found, history)
         else:
-            given = {"history": history, "weights": self._weights(found)}
-            mixed = self.builder.nodes(f"{found.path}.sum", "mix", given, part=self.mix)
+            assert self.newest is not None
+            weights = mix_weights.build(program, name, mix, found, self.newest)
+            given = {"history": history, "weights": weights}
+            mixed = program.nodes(f"{found.path}.sum", "mix", given, part=mix)
         named = {}
         for way, value in zip(found.ways, mixed, strict=True):
             named[way] = self._finished(found, way, value, reads[way])
-            if self.name == "mix":
-                self.builder.name(f"streams.{found.index - 1}.{way}", named[way])
+            if name == "mix":
+                program.name(f"streams.{found.index - 1}.{way}", named[way])
         return named
 
     def _finished(self, found: Reading, way: str, x: Value, base: Value) -> Value:
         """A sum with its norm, its gate, and what it is added to."""
-        build, mix = self.builder, self.mix
+        program, mix = self.program, self.mix
         if mix.sum_norm is not None and way in mix.sum_norm.streams:
-            x = build.norm(f"{found.path}.sum_norm.{way}", mix.sum_norm, x)
+            x = plain_norm.build(program, f"{found.path}.sum_norm.{way}", mix.sum_norm, x)
         if mix.gate is not None:
             params = {"factor": f"{found.path}.gate.{way}"}
             path = f"{found.path}.gated.{way}"
-            x = build.node(path, "scale", {"x": x}, params=params, part=mix.gate)
+            x = program.node(path, "scale", {"x": x}, params=params, part=mix.gate)
         if mix.add:
-            x = build.node(f"{found.path}.add.{way}", "add", {"a": base, "b": x}, part=mix)
+            x = program.node(f"{found.path}.add.{way}", "add", {"a": base, "b": x}, part=mix)
         return x
-
-    def _routed(self, history: Value, found: Reading, way: str, router: Router) -> Value:
-        build, path = self.builder, router_path(found, way)
-        default = self.spec.blocks[0].norm.eps
-        eps = router.eps if router.eps is not None else default
-        weights = build.node(
-            path,
-            "depth_router",
-            {"history": history},
-            attrs={"groups": router.groups, "eps": eps},
-            part=router,
-        )
-        if self.name == "mix":
-            build.name(f"weights.{found.index}", weights)
-        op = "mix" if router.groups == 1 else "mix_groups"
-        end = "" if len(found.ways) == 1 else f".{way}"
-        given = {"history": history, "weights": weights}
-        return build.node(f"{found.path}.sum{end}", op, given, part=self.mix)
-
-    def _weights(self, found: Reading) -> Value:
-        build, mix, path = self.builder, self.mix, found.path
-        attrs = {"ways": len(found.ways)}
-        if mix.fixed is not None:
-            assert self.newest is not None
-            sources = len(found.sources)
-            made = {**attrs, "sources": sources, "value": mix.fixed.number(sources=sources)}
-            x = {"x": self.newest}
-            return build.node(f"{path}.weights", "fixed_weights", x, attrs=made, part=mix)
-        static = {"static": f"{path}.static"} if mix.static is not None else {}
-        if mix.static is not None and mix.static.complement:
-            op = "complement_weights"
-            return build.node(f"{path}.weights", op, {}, params=static, part=mix)
-        given: dict[str, Value] = {}
-        left_out = len(found.sources) < found.known
-        if mix.static is not None and mix.static.columns == "all" and left_out:
-            picked = {"columns": list(found.sources)}
-            given["static"] = build.node(
-                f"{path}.picked", "pick_columns", {}, attrs=picked, params=static, part=mix.static
-            )
-            static = {}
-        if mix.generator is not None:
-            given["dynamic"] = self._generator(path, mix.generator)
-            if self.name == "mix":
-                build.name(f"dynamic.{found.index - 1}", given["dynamic"])
-        return build.node(
-            f"{path}.weights", "depth_weights", given, attrs=attrs, params=static, part=mix
-        )
-
-    def _generator(self, path: str, generator: Generator) -> Value:
-        build = self.builder
-        assert self.newest is not None
-        x = build.norm(f"{path}.norm", generator_norm(generator), self.newest)
-        x = build.linear(f"{path}.hidden", x, part=generator)
-        kind = {"kind": generator.activation}
-        x = build.node(f"{path}.activation", "activation", {"x": x}, attrs=kind, part=generator)
-        return build.linear(f"{path}.output", x, part=generator)

@@ -1,24 +1,31 @@
-"""Routed parts: modalities go to their ways, tokens to experts, and a router decides which."""
+"""Parts with experts: modalities have ways of their own, a router chooses experts for a token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from multiway.compiler.declared import join, norm_eps, norm_kind
+from multiway.compiler.assemble.hiddens import Hiddens
+from multiway.compiler.assemble.parts import plain_norm
+from multiway.compiler.assemble.parts.routers import Routers
+from multiway.compiler.assemble.program import Program, join
 from multiway.compiler.graph import Value
-from multiway.compiler.hiddens import Hiddens
-from multiway.compiler.routers import Routers
 from multiway.specs.language.fields import Config
-from multiway.specs.language.parts import Norm, PlainNorm
+from multiway.specs.language.parts import PlainNorm
 from multiway.specs.language.routing import Chosen, Experts, Modality, chosen
-
-if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
+from multiway.specs.spec import Spec
 
 Make = Callable[["Way", list[Value]], list[Value]]
 """Adds the nodes of a part for one way: inputs -> outputs."""
+
+
+def ways_of(spec: Spec, experts: Experts | None) -> tuple[str, ...]:
+    """The ways of a part, by name; one nameless way where modalities share it."""
+    if not isinstance(experts, Modality):
+        return ("",)
+    fused = experts.fused
+    ways = dict.fromkeys(map(experts.way_of, spec.modalities))
+    return (*ways, *(["fused"] if fused is not None and fused.where else []))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,7 @@ class Way:
     With experts, what stands between `open` and `close` has one entry for each before its channels.
     """
 
-    builder: Builder
+    program: Program
     path: str  # of the part
     label: str  # what stands in paths of nodes
     name: str  # and in those of parameters
@@ -41,7 +48,7 @@ class Way:
             return x
         attrs = {"count": self.experts.count}
         at = join(self.path, under, "spread", self.label)
-        return self.builder.node(at, "spread", {"x": x}, attrs=attrs, part=self.experts)
+        return self.program.node(at, "spread", {"x": x}, attrs=attrs, part=self.experts)
 
     def close(self, xs: Value, under: str = "") -> Value:
         """What experts give, weighed by their gates."""
@@ -50,12 +57,13 @@ class Way:
         assert self.gates is not None
         given, attrs = {"xs": xs, "gates": self.gates}, {"most": self.experts.most}
         at = join(self.path, under, "mixed", self.label)
-        return self.builder.node(at, "mix_experts", given, attrs=attrs, part=self.experts)
+        return self.program.node(at, "mix_experts", given, attrs=attrs, part=self.experts)
 
     def linear(self, name: str, x: Value, *, part: Config) -> Value:
+        """A projection of an opened value. Of experts, each has its own."""
         op = "linear" if self.experts is None else "expert_linear"
         at, params = join(self.path, name, self.label), join(self.path, name, self.name)
-        return self.builder.node(at, op, {"x": x}, params=params, part=part)
+        return self.program.node(at, op, {"x": x}, params=params, part=part)
 
     def linears(self, names: dict[str, Value], *, part: Config) -> list[Value]:
         """Projections by name, each of its own input."""
@@ -69,34 +77,32 @@ class Way:
         if self.experts is not None:
             return self.affine(name, norm, self.bare_norm(name, norm, x, default=default))
         at, params = join(self.path, name, self.label), join(self.path, name, self.name)
-        return self.builder.norm(at, norm, x, params=params, default=default)
+        return plain_norm.build(self.program, at, norm, x, params=params, default=default)
 
     def bare_norm(self, name: str, norm: PlainNorm, x: Value, *, default: PlainNorm) -> Value:
         """What all experts have in common of a norm: all but gain and shift."""
-        attrs, op = {"eps": norm_eps(norm, default)}, norm_kind(norm, default)
         at = join(self.path, name, "bare", self.label)
-        return self.builder.node(at, op, {"x": x}, attrs=attrs, params={}, part=norm)
+        return plain_norm.build(self.program, at, norm, x, params={}, default=default)
 
     def affine(self, name: str, norm: PlainNorm, x: Value) -> Value:
         """The gain and shift that each expert has, if any."""
         if not norm.weight:
             return x
         at, params = join(self.path, name, self.label), join(self.path, name, self.name)
-        return self.builder.node(at, "expert_affine", {"x": x}, params=params, part=norm)
+        return self.program.node(at, "expert_affine", {"x": x}, params=params, part=norm)
 
 
-class Routing:
-    """Sends what the parts of a program read through their ways, and joins it again."""
+class Ways:
+    """Sends what the parts of a sequence read through their ways, and joins it again."""
 
-    def __init__(self, builder: Builder) -> None:
-        self.builder, self.routers = builder, Routers(builder)
+    def __init__(self, program: Program, routers: Routers, seq: Hiddens) -> None:
+        self.program, self.routers, self.seq = program, routers, seq
 
     def one(
         self,
         path: str,
         experts: Experts | None,
         x: Value,
-        seq: Hiddens,
         make: Callable[[Way, Value], Value],
         *,
         under: str = "",
@@ -106,7 +112,7 @@ class Routing:
         def many(way: Way, xs: list[Value]) -> list[Value]:
             return [make(way, xs[0])]
 
-        (joined,) = self.many(path, experts, [x], seq, many, under=under)
+        (joined,) = self.many(path, experts, [x], many, under=under)
         return joined
 
     def many(
@@ -114,53 +120,48 @@ class Routing:
         path: str,
         experts: Experts | None,
         inputs: list[Value],
-        seq: Hiddens,
         make: Make,
         *,
         under: str = "",
     ) -> list[Value]:
-        """A part with several inputs or outputs, all along one sequence.
+        """A part with several inputs or outputs, all along the sequence.
 
         path: of the part, by which its router is known: a second call with the same path uses the
         gates of the first. under: where in the part what cuts and joins the sequence stands.
         """
+        seq = self.seq
         if not isinstance(experts, Modality):
-            return make(self._way(path, "", "", experts, inputs, seq, None), inputs)
+            return make(self._way(path, "", "", experts, inputs), inputs)
         present = [segment.modality for segment in seq.segments]
         fused = experts.fused
         if fused is not None and fused.where and set(fused.when) == {*present, *seq.cached}:
-            return make(self._way(path, "fused", "fused", experts, inputs, seq, None), inputs)
+            return make(self._way(path, "fused", "fused", experts, inputs), inputs)
         if len(seq.segments) == 1:
             name = experts.way_of(present[0])
-            return make(self._way(path, name, name, experts, inputs, seq, None), inputs)
-        return self._apart(path, experts, inputs, seq, make, join(path, under))
+            return make(self._way(path, name, name, experts, inputs), inputs)
+        return self._apart(path, experts, inputs, make, join(path, under))
 
     def _apart(
-        self,
-        path: str,
-        experts: Modality,
-        inputs: list[Value],
-        seq: Hiddens,
-        make: Make,
-        place: str,
+        self, path: str, experts: Modality, inputs: list[Value], make: Make, place: str
     ) -> list[Value]:
-        """Cuts a sequence, sends every segment through its way, and joins them."""
+        """Cuts the sequence, sends every segment through its way, and joins them."""
+        program, seq = self.program, self.seq
         assert seq.sizes is not None
-        build, names = self.builder, [experts.way_of(each.modality) for each in seq.segments]
+        names = [experts.way_of(each.modality) for each in seq.segments]
         pieces: dict[Value, list[Value]] = {}
         for x in inputs:
             if x not in pieces:
                 at = join(place, "split", str(len(pieces)) if pieces else "")
-                pieces[x] = build.nodes(at, "split", {"x": x, "sizes": seq.sizes}, part=experts)
+                pieces[x] = program.nodes(at, "split", {"x": x, "sizes": seq.sizes}, part=experts)
         outputs = []
         for i, (segment, name) in enumerate(zip(seq.segments, names, strict=True)):
             label = name if name not in names[:i] else f"{name}.{segment.name}"
             xs = [pieces[x][i] for x in inputs]
-            outputs.append(make(self._way(path, label, name, experts, xs, seq, i), xs))
+            outputs.append(make(self._way(path, label, name, experts, xs, index=i), xs))
         columns = list(zip(*outputs, strict=True))
         joins = [join(place, "join", str(i) if i else "") for i in range(len(columns))]
         return [
-            build.node(name, "concat", {"parts": list(parts)}, part=experts)
+            program.node(name, "concat", {"parts": list(parts)}, part=experts)
             for name, parts in zip(joins, columns, strict=True)
         ]
 
@@ -171,28 +172,14 @@ class Routing:
         name: str,
         experts: Experts | None,
         inputs: list[Value],
-        seq: Hiddens,
-        index: int | None,
+        *,
+        index: int | None = None,
     ) -> Way:
         """A way with its gates. index: of the segment that takes it, None for all of them."""
         inner, gates = chosen(experts), None
         if inner is not None:
             at, params = join(path, "router", label), join(path, "router", name)
-            gates = self.routers.gates(at, params, inner, inputs[0], seq, index)
+            gates = self.routers.gates(at, params, inner, inputs[0], self.seq, index)
         return Way(
-            builder=self.builder, path=path, label=label, name=name, experts=inner, gates=gates
+            program=self.program, path=path, label=label, name=name, experts=inner, gates=gates
         )
-
-    def norm(
-        self, path: str, norm: Norm, x: Value, seq: Hiddens, default: PlainNorm | None = None
-    ) -> Value:
-        """A norm that may be routed. Its router reads what it reads."""
-        inherited = default or self.builder.spec.blocks[0].norm
-
-        def make(way: Way, x: Value) -> Value:
-            if way.experts is None:
-                return way.norm("", norm, x, default=inherited)
-            x = way.bare_norm("", norm, x, default=inherited)
-            return way.close(way.affine("", norm, way.open(x)))
-
-        return self.one(path, norm.experts, x, seq, make)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from multiway.compiler.builder import Builder
-from multiway.compiler.declared import Declared
+from multiway.compiler.assemble.builder import Builder
+from multiway.compiler.assemble.hiddens import Hiddens
+from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.hiddens import Hiddens
 from multiway.runtime.answers import Answer
 from multiway.specs.errors import Report, nearest, one_of
 from multiway.specs.language.document import Head

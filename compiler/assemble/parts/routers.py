@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from multiway.compiler.declared import join
+from multiway.compiler.assemble.hiddens import Hiddens, padding_of, tokens_of
+from multiway.compiler.assemble.parameters import Declared, start_of
+from multiway.compiler.assemble.program import Program, join
 from multiway.compiler.graph import Value
-from multiway.compiler.hiddens import Hiddens, Segment
+from multiway.compiler.init import Init
 from multiway.specs.language.fields import Config
 from multiway.specs.language.routing import (
     Balance,
@@ -20,11 +22,27 @@ from multiway.specs.language.routing import (
     TopK,
 )
 
-if TYPE_CHECKING:
-    from multiway.compiler.builder import Builder
-
 STATISTICS = ("load", "probability", "z", "entropy", "dropped", "tokens")  # of router_statistics
 TRAINING = "loss"  # the program that is trained
+
+
+def declare(declared: Declared, path: str, experts: Chosen | None, *, width: int) -> None:
+    """The router of a part that reads [B, T, width]; nothing where no router decides."""
+    router = experts.router_ if experts else None
+    if experts is None or router is None:
+        return
+    if router.kind == "cosine":
+        assert router.width is not None
+        declared.linear(f"{path}.project", out=router.width, width=width, bias=False, part=router)
+        shape = (experts.count, router.width)
+        declared.add(f"{path}.weight", shape, start_of("cosine_scores", "weight"), router)
+        start = Init(kind="constant", value=router.temperature)
+        declared.add(f"{path}.temperature", (), start, router)
+    else:
+        declared.linear(path, out=experts.count, width=width, bias=router.bias, part=router)
+    if isinstance(experts, TopK) and experts.balance_bias is not None:
+        start, bias = start_of("top_k_gates", "bias"), experts.balance_bias
+        declared.add(f"{path}.balance", (experts.count,), start, bias, rate=bias.rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +55,13 @@ class Observed:
 
 
 class Routers:
-    """The routers of one program. Each is built where its part is first met."""
+    """The routers of one program. Each is built where its part is first met.
 
-    def __init__(self, builder: Builder) -> None:
-        self.builder = builder
+    statistics: give what all routers do short names, for taps.
+    """
+
+    def __init__(self, program: Program, *, statistics: bool = False) -> None:
+        self.program, self.statistics = program, statistics
         self.made: dict[str, Value] = {}
         self.observed: list[Observed] = []
 
@@ -51,7 +72,7 @@ class Routers:
 
         at: the path of the node. x: what the part reads. index: the segment that x is, None: all.
         """
-        key = join(self.builder.pass_name, at)
+        key = join(self.program.pass_name, at)
         if key not in self.made:
             self.made[key] = self._make(at, params, experts, x, seq, index)
         return self.made[key]
@@ -59,13 +80,13 @@ class Routers:
     def _make(
         self, at: str, params: str, experts: Chosen, x: Value, seq: Hiddens, index: int | None
     ) -> Value:
-        build, logits, wanted = self.builder, None, None
-        padding = self._padding(seq, index)
+        program, logits, wanted = self.program, None, None
+        padding = padding_of(program, seq, index)
         padded = {"padding": padding} if padding else {}
         if isinstance(experts, Hash):
-            given = {"x": x, "tokens": self._tokens(seq, index)}
+            given = {"x": x, "tokens": tokens_of(program, seq, index)}
             attrs = {"count": experts.count, "seed": experts.seed}
-            gates = build.node(at, "hash_gates", given, attrs=attrs, part=experts)
+            gates = program.node(at, "hash_gates", given, attrs=attrs, part=experts)
         else:
             assert experts.router_ is not None
             logits = self._logits(at, params, experts.router_, x)
@@ -78,23 +99,25 @@ class Routers:
         return gates
 
     def _logits(self, at: str, params: str, router: ExpertRouter, x: Value) -> Value:
-        build = self.builder
-        if router.jitter and build.graph.name == TRAINING:
+        program = self.program
+        if router.jitter and program.graph.name == TRAINING:
             attrs = {"eps": router.jitter}
-            x = build.node(f"{at}.jitter", "jitter", {"x": x}, attrs=attrs, part=router)
+            x = program.node(f"{at}.jitter", "jitter", {"x": x}, attrs=attrs, part=router)
         if router.kind == "cosine":
-            x = build.linear(f"{at}.project", x, params=f"{params}.project", part=router)
-            return build.node(f"{at}.logits", "cosine_scores", {"x": x}, params=params, part=router)
-        return build.linear(f"{at}.logits", x, params=params, part=router)
+            x = program.linear(f"{at}.project", x, params=f"{params}.project", part=router)
+            return program.node(
+                f"{at}.logits", "cosine_scores", {"x": x}, params=params, part=router
+            )
+        return program.linear(f"{at}.logits", x, params=params, part=router)
 
     def _scored(
         self, at: str, params: str, experts: Chosen, logits: Value, padded: dict[str, Value]
     ) -> Value:
-        build = self.builder
+        program = self.program
         if isinstance(experts, ExpertChoice):
             attrs: dict[str, Any] = {"factor": experts.factor, "over": experts.over}
             given = {"logits": logits, **padded}
-            return build.node(at, "expert_choice_gates", given, attrs=attrs, part=experts)
+            return program.node(at, "expert_choice_gates", given, attrs=attrs, part=experts)
         assert isinstance(experts, TopK)
         attrs = {
             "k": experts.k,
@@ -106,7 +129,7 @@ class Routers:
             attrs |= {"groups": groups.count, "kept": groups.kept, "group_by": groups.by}
         bias = {"bias": f"{params}.balance"} if experts.balance_bias else {}
         at = f"{at}.wanted" if experts.capacity else at
-        return build.node(
+        return program.node(
             at, "top_k_gates", {"logits": logits}, attrs=attrs, params=bias, part=experts
         )
 
@@ -120,41 +143,22 @@ class Routers:
             "over": capacity.over,
         }
         given = {"gates": gates, **padded}
-        return self.builder.node(at, "limit_experts", given, attrs=attrs, part=capacity)
-
-    # What routers must know of a sequence
-
-    def _tokens(self, seq: Hiddens, index: int | None) -> Value:
-        """The ids of the tokens of a segment, or of all."""
-        segments = seq.segments if index is None else (seq.segments[index],)
-        found = [segment.tokens for segment in segments if segment.tokens is not None]
-        assert len(found) == len(segments), "checks.routing refuses hash routing without ids"
-        if len(found) == 1:
-            return found[0]
-        if seq.tokens is None:
-            seq.tokens = self.builder.node("embed.ids", "concat", {"parts": found})
-        return seq.tokens
-
-    def _padding(self, seq: Hiddens, index: int | None) -> Value | None:
-        """What is padded in a segment, or in all; None where nothing can be."""
-        if index is not None:
-            return seq.segments[index].padding
-        return padding_of(self.builder, seq)
+        return self.program.node(at, "limit_experts", given, attrs=attrs, part=capacity)
 
     # Statistics
 
     def _is_watched(self, experts: Chosen) -> bool:
-        if self.builder.statistics:
+        if self.statistics:
             return True
         weights = (getattr(experts, name, None) for name in ("balance_loss", "balance_bias"))
         wants = any(weights) or getattr(experts, "z_loss", 0) > 0
-        return wants and self.builder.graph.name == TRAINING
+        return wants and self.program.graph.name == TRAINING
 
     def _observe(
         self, at: str, params: str, experts: Chosen, given: Mapping[str, Value | None]
     ) -> None:
-        build = self.builder
-        values = build.nodes(
+        program = self.program
+        values = program.nodes(
             f"{at}.statistics",
             "router_statistics",
             {name: value for name, value in given.items() if value is not None},
@@ -163,7 +167,7 @@ class Routers:
         )
         found = dict(zip(STATISTICS, values, strict=True))
         for name, value in found.items():
-            build.name(f"{at}.{name}", value)
+            program.name(f"{at}.{name}", value)
         self.observed.append(Observed(experts=experts, params=params, values=found))
 
     # Losses
@@ -203,11 +207,11 @@ class Routers:
         part: Config,
     ) -> Value:
         given = {name: [each.values[value] for each in found] for name, value in lists.items()}
-        return self.builder.node(path, op, given, attrs=attrs, part=part)
+        return self.program.node(path, op, given, attrs=attrs, part=part)
 
     def _added(self, path: str, loss: Value, more: Value, weight: float) -> Value:
         given, attrs = {"a": more, "b": loss}, {"factor": weight}
-        return self.builder.node(path, "weighted_add", given, attrs=attrs)
+        return self.program.node(path, "weighted_add", given, attrs=attrs)
 
     def loads(self) -> dict[str, Value]:
         """How many tokens went to each expert, by the path of the biases that this is to move."""
@@ -222,20 +226,3 @@ def is_statistic(name: str) -> bool:
     """Whether a name of a value is that of a statistic of a router."""
     path, _, last = name.rpartition(".")
     return last in STATISTICS and "router" in path.split(".")
-
-
-def padding_of(builder: Builder, seq: Hiddens) -> Value | None:
-    """What is padded in a whole sequence [B, T]; None where nothing can be."""
-    if not any(segment.padding for segment in seq.segments):
-        return None
-    if seq.padding is None:
-        parts = [_flags(builder, segment) for segment in seq.segments]
-        seq.padding = parts[0]
-        if len(parts) > 1:
-            seq.padding = builder.node("embed.padding", "concat", {"parts": parts})
-    return seq.padding
-
-
-def _flags(builder: Builder, segment: Segment) -> Value:
-    path = f"embed.{segment.name}.no_padding"
-    return segment.padding or builder.node(path, "no_padding", {"x": segment.hidden})
