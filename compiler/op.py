@@ -22,20 +22,23 @@ Letters = Mapping[str, int]
 @dataclass(frozen=True)
 class Attr:
     """An attribute of an op. With a `letter`, its value (of a list: its length) binds that letter
-    of the signature."""
+    of the signature. A `hint` helps a kernel; no number depends on it."""
 
     doc: str
     default: Any = None
     letter: str = ""
+    hint: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Shapes on which the generic tests run an op. Ints below `below` fill what is not a float."""
+    """Shapes on which the generic tests run an op. Ints below `below` fill what is not a float;
+    `values` are those of inputs that matter where a draw would seldom give them."""
 
     shapes: Mapping[str, Any]
     attrs: Mapping[str, Any] = field(default_factory=dict)
     below: int = 4
+    values: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +60,11 @@ class Op:
     any float type. Its positional parameters are the inputs of the signature, in that order; its
     keyword parameters are the attributes.
 
+    `formula` says the same in numpy, by another way than the reference goes: it takes float64
+    arrays for tensors and gives arrays of the same shapes. That of a random op also takes
+    `uniform`, the numbers in [0, 1) that the reference draws, or None while gradients are off. A
+    composed op has none: the ops that it is made of have theirs.
+
     memory: what its outputs are in memory: numbers of their own, a `view` of its first input, a
     `list` of what it reads, or `sizes`, which are no numbers. Only those of its own are written.
     packs: how an inference program lays its weights out: each for a product of its own, or all
@@ -66,6 +74,7 @@ class Op:
     signature: str
     reference: Callable[..., Any]
     doc: str
+    formula: Callable[..., Any] | None = None
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     params: Mapping[str, Init] = field(default_factory=dict)  # role to how it starts
     derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None

@@ -12,14 +12,25 @@ def add_position(x: Any, positions: Any, weight: Any, *, offset: int = 0) -> Any
     return x + weight[positions + offset]
 
 
+def formula(x: Any, positions: Any, weight: Any, *, offset: int = 0) -> Any:
+    import numpy as np
+
+    y = x.copy()
+    for b, t in np.ndindex(x.shape[:2]):
+        y[b, t] += weight[positions[b % len(positions), t] + offset]
+    return y
+
+
 OP = Op(
     signature="x[B,T,D], positions[P,T]:int, weight[R,D] -> y[B,T,D]",
     reference=add_position,
+    formula=formula,
     doc="Row `positions + offset` of the table is added; P is B, or 1 for all rows alike.",
     attrs={"offset": Attr("row of position 0", 0)},
     params={"weight": NORMAL},
     samples=[
-        Sample(shapes={"x": (2, 3, 4), "positions": (1, 3), "weight": (6, 4)}, attrs={"offset": 2})
+        Sample(shapes={"x": (2, 3, 4), "positions": (1, 3), "weight": (6, 4)}, attrs={"offset": 2}),
+        Sample(shapes={"x": (2, 3, 4), "positions": (2, 3), "weight": (6, 4)}, attrs={"offset": 0}),
     ],
     rejects=[
         Reject(

@@ -22,6 +22,21 @@ def attention(query: Any, key: Any, value: Any, mask: Any = None, *, causal: boo
     return scores.softmax(-1).to(value.dtype) @ value
 
 
+def formula(query: Any, key: Any, value: Any, mask: Any = None, *, causal: bool) -> Any:
+    import numpy as np
+
+    y = np.zeros(query.shape)
+    share = query.shape[1] // key.shape[1]  # query heads of a key head
+    for b, h, t in np.ndindex(query.shape[:3]):
+        k, v = key[b, h // share], value[b, h // share]
+        seen = np.arange(len(k)) <= t if causal else np.ones(len(k), bool)
+        if mask is not None:
+            seen = seen & mask[b % len(mask), 0, t % mask.shape[2]]
+        e = np.exp(k[seen] @ query[b, h, t] / np.sqrt(query.shape[-1]))
+        y[b, h, t] = e @ v[seen] / e.sum()
+    return y
+
+
 def _shared(letters: dict[str, Any]) -> dict[str, Any]:
     return {"G": letters["H"] // letters["K"]}
 
@@ -29,6 +44,7 @@ def _shared(letters: dict[str, Any]) -> dict[str, Any]:
 OP = Op(
     signature="query[B,H,T,E], key[B,K,S,E], value[B,K,S,E], mask?[M,1,Q,S]:bool -> y[B,H,T,E]",
     reference=attention,
+    formula=formula,
     doc=(
         "softmax(query key' / sqrt(E)) value; query head h reads key head h // (H / K). "
         "`mask` is true where a query may see a key; M is B or 1, Q is T or 1."
@@ -42,9 +58,33 @@ OP = Op(
             shapes={"query": (2, 4, 3, 5), "key": (2, 2, 3, 5), "value": (2, 2, 3, 5)},
             attrs={"causal": True},
         ),
+        Sample(  # heads are as many as keys and as rows, key heads as many as queries
+            shapes={"query": (4, 4, 2, 3), "key": (4, 2, 4, 3), "value": (4, 2, 4, 3)},
+            attrs={"causal": False},
+        ),
         Sample(
             shapes={"query": (2, 2, 3, 5), "key": (2, 2, 4, 5), "value": (2, 2, 4, 5)},
             attrs={"causal": False},
+        ),
+        Sample(
+            shapes={
+                "query": (2, 2, 1, 5),
+                "key": (2, 1, 2, 5),
+                "value": (2, 1, 2, 5),
+                "mask": (2, 1, 1, 2),
+            },
+            attrs={"causal": False},
+            values={"mask": [[[[True, False]]], [[[True, True]]]]},
+        ),
+        Sample(
+            shapes={
+                "query": (2, 2, 3, 5),
+                "key": (2, 2, 3, 5),
+                "value": (2, 2, 3, 5),
+                "mask": (1, 1, 3, 3),
+            },
+            attrs={"causal": True},
+            values={"mask": [[[[True, False, False], [False, True, True], [True, False, True]]]]},
         ),
     ],
     rejects=[

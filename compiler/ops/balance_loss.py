@@ -21,9 +21,28 @@ def balance_loss(loads: Any, probabilities: Any, tokens: Any, *, rows: str, laye
     return load.shape[-1] * ((load / count) * (probability / count)).sum(-1).mean()
 
 
+def formula(loads: Any, probabilities: Any, tokens: Any, *, rows: str, layers: str) -> Any:
+    import numpy as np
+
+    load, probability, count = np.array(loads), np.array(probabilities), np.array(tokens)
+
+    def groups(size: int, how: str) -> list[list[int]]:
+        return [list(range(size))] if how == "together" else [[i] for i in range(size)]
+
+    found = []
+    for over in groups(count.shape[0], layers):
+        for of in groups(count.shape[1], rows):
+            some = np.ix_(over, of)
+            n = max(count[some].sum(), 1)
+            f, p = load[some].sum((0, 1)) / n, probability[some].sum((0, 1)) / n
+            found.append(load.shape[-1] * (f @ p))
+    return np.mean(found)
+
+
 OP = Op(
     signature="loads+[B,X], probabilities+[B,X], tokens+[B] -> loss[]",
     reference=balance_loss,
+    formula=formula,
     doc=(
         "The number of experts times the sum over them of f p: the part of the tokens that go to "
         "an expert and its mean probability. Where all are used alike that is the number of "
@@ -43,6 +62,7 @@ OP = Op(
                 "tokens": [(2,), (2,)],
             },
             attrs={"rows": rows, "layers": layers},
+            values={"tokens": [[3.0, 2.0], [0.8, 0.0]]},
         )
         for rows in ("apart", "together")
         for layers in ("apart", "together")

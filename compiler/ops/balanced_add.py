@@ -14,9 +14,17 @@ def balanced_add(a: Any, b: Any, balance: Any) -> Any:
     return weights[0] * a + weights[1] * b
 
 
+def formula(a: Any, b: Any, balance: Any) -> Any:
+    import numpy as np
+
+    e = np.exp(balance)
+    return 2 * (e[0] * a + e[1] * b) / (e[0] + e[1])
+
+
 OP = Op(
     signature="a[*], b[*], balance[2] -> y[*]",
     reference=balanced_add,
+    formula=formula,
     doc="w0 * a + w1 * b, with w = 2 softmax(balance): both are 1 where balance is 0 (LAuReL-RW).",
     params={"balance": ZEROS},
     flops=lambda n: 3 * n["*"],

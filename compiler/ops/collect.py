@@ -12,9 +12,16 @@ def collect(parts: Any, *, count: int) -> Any:
     return list(parts)
 
 
+def formula(parts: Any, *, count: int) -> Any:
+    import numpy as np
+
+    return [np.copy(parts[i]) for i in range(count)]
+
+
 OP = Op(
     signature="parts+[*] -> history[L,*]:list",
     reference=collect,
+    formula=formula,
     doc="A list of sources that are named one by one.",
     attrs={"count": Attr("how many", letter="L")},
     tokenwise=("parts",),

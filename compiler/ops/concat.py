@@ -13,9 +13,16 @@ def concat(parts: Any) -> Any:
     return torch.cat(parts, dim=1)
 
 
+def formula(parts: Any) -> Any:
+    import numpy as np
+
+    return np.array([np.vstack(rows) for rows in zip(*parts, strict=True)])
+
+
 OP = Op(
     signature="parts+[B,T+,*]:any -> y[B,T+,*]:any",
     reference=concat,
+    formula=formula,
     doc="One after the other along the token axis.",
     samples=[Sample(shapes={"parts": [(2, 3, 4), (2, 1, 4)]})],
     rejects=[

@@ -13,11 +13,21 @@ def concat_features(parts: Any) -> Any:
     return torch.cat(parts, dim=-1)
 
 
+def formula(parts: Any) -> Any:
+    import numpy as np
+
+    return np.vstack([part.T for part in parts]).T
+
+
 OP = Op(
     signature="parts+[*,D+] -> y[*,D+]",
     reference=concat_features,
+    formula=formula,
     doc="One after the other along the last axis.",
-    samples=[Sample(shapes={"parts": [(2, 3), (2, 4)]})],
+    samples=[
+        Sample(shapes={"parts": [(2, 3), (2, 4)]}),
+        Sample(shapes={"parts": [(2, 2, 3), (2, 2, 1), (2, 2, 2)]}),
+    ],
     rejects=[
         Reject(shapes={"parts": [(2, 3), (3, 4)]}, error="* is [2] in parts.0 but [3] in parts.1")
     ],

@@ -17,9 +17,18 @@ def contrastive_loss(similarity: Any) -> Any:
     return (cross_entropy(scores, target) + cross_entropy(scores.T, target)) / 2
 
 
+def formula(similarity: Any) -> Any:
+    import numpy as np
+
+    p = np.exp(similarity)
+    rows, columns = np.diag(p) / p.sum(1), np.diag(p) / p.sum(0)
+    return -np.mean(np.log(rows * columns)) / 2
+
+
 OP = Op(
     signature="similarity[B,B] -> loss[]",
     reference=contrastive_loss,
+    formula=formula,
     doc="Mean of the cross entropies of rows and of columns; pair i matches i.",
     flops=lambda n: 10 * n["B"] ** 2,
     samples=[Sample(shapes={"similarity": (3, 3)})],

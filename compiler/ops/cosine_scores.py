@@ -19,9 +19,20 @@ def cosine_scores(x: Any, weight: Any, temperature: Any) -> Any:
     return found.to(x.dtype)
 
 
+def formula(x: Any, weight: Any, temperature: Any) -> Any:
+    import numpy as np
+
+    y = np.zeros((*x.shape[:-1], len(weight)))
+    for at in np.ndindex(y.shape):
+        a, b = x[at[:-1]], weight[at[-1]]
+        y[at] = (a @ b) / (np.sqrt(a @ a) * np.sqrt(b @ b))
+    return y / max(temperature, 0.01)
+
+
 OP = Op(
     signature="x[*,D], weight[X,D], temperature[] -> logits[*,X]",
     reference=cosine_scores,
+    formula=formula,
     doc="Cosine of x and the vector of every expert, over a temperature of at least 0.01.",
     params={"weight": NORMAL, "temperature": Init(kind="constant", value=0.3)},
     flops=lambda n: 2 * n["*"] * n["D"] * n["X"],
@@ -29,6 +40,12 @@ OP = Op(
     saves=("x",),
     samples=[
         Sample(shapes={"x": (2, 3, 4), "weight": (5, 4), "temperature": ()}),
+        Sample(
+            shapes={"x": (3, 4), "weight": (2, 4), "temperature": ()}, values={"temperature": 0.005}
+        ),
+        Sample(
+            shapes={"x": (3, 4), "weight": (2, 4), "temperature": ()}, values={"temperature": 0.5}
+        ),
     ],
     rejects=[
         Reject(

@@ -21,6 +21,17 @@ def depth_router(history: Any, query: Any, weight: Any = None, *, groups: int, e
     return torch.stack(scores, -1).softmax(-1).to(history[0].dtype)
 
 
+def formula(history: Any, query: Any, weight: Any = None, *, groups: int, eps: float) -> Any:
+    import numpy as np
+
+    sources = np.array(history)
+    normed = sources / np.sqrt(np.mean(sources**2, -1, keepdims=True) + eps)
+    normed = normed.reshape(*normed.shape[:-1], groups, -1)
+    gains = (query if weight is None else query * weight).reshape(groups, -1)
+    e = np.exp(np.einsum("lbtge,ge->btgl", normed, gains))
+    return e / e.sum(-1, keepdims=True)
+
+
 def _flops(n: Letters) -> float:
     return 5 * n["L"] * n["B"] * n["T"] * n["D"]
 
@@ -28,6 +39,7 @@ def _flops(n: Letters) -> float:
 OP = Op(
     signature="history[L,B,T,D]:list, query[D], weight?[D] -> weights[B,T,G,L]",
     reference=depth_router,
+    formula=formula,
     doc=(
         "Softmax over the sources, each group of neighbouring channels for itself. The score of a "
         "source is the sum over the group's channels of query * weight * rms_norm(source), whose "

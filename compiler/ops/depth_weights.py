@@ -15,9 +15,20 @@ def depth_weights(dynamic: Any = None, static: Any = None, *, ways: int) -> Any:
     return dynamic if static is None else dynamic + static
 
 
+def formula(dynamic: Any = None, static: Any = None, *, ways: int) -> Any:
+    import numpy as np
+
+    if dynamic is None:
+        return static
+    sources = dynamic.shape[-1] // ways
+    y = np.stack([dynamic[..., c * sources : (c + 1) * sources] for c in range(ways)], -2)
+    return y if static is None else np.add(y, static)
+
+
 OP = Op(
     signature="dynamic?[*,C*L], static?[C,L] -> weights[*,C,L]",
     reference=depth_weights,
+    formula=formula,
     doc="Way-major: entry c * L + l of `dynamic` weighs source l in way c.",
     attrs={"ways": Attr("number of sums", letter="C")},
     params={"static": NEWEST},
@@ -25,6 +36,7 @@ OP = Op(
     samples=[
         Sample(shapes={"dynamic": (2, 3, 8), "static": (2, 4)}, attrs={"ways": 2}),
         Sample(shapes={"static": (2, 4)}, attrs={"ways": 2}),
+        Sample(shapes={"dynamic": (2, 3, 8), "static": (4, 2)}, attrs={"ways": 4}),
         Sample(shapes={"dynamic": (2, 3, 8)}, attrs={"ways": 2}),
     ],
     rejects=[

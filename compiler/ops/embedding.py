@@ -12,9 +12,16 @@ def embedding(tokens: Any, weight: Any) -> Any:
     return weight[tokens]
 
 
+def formula(tokens: Any, weight: Any) -> Any:
+    import numpy as np
+
+    return np.eye(len(weight))[tokens] @ weight
+
+
 OP = Op(
     signature="tokens[*]:int, weight[V,D] -> y[*,D]",
     reference=embedding,
+    formula=formula,
     doc="Row `tokens` of the table, no factor.",
     params={"weight": NORMAL},
     samples=[Sample(shapes={"tokens": (2, 3), "weight": (4, 5)})],

@@ -13,9 +13,17 @@ def expert_affine(x: Any, weight: Any, bias: Any = None) -> Any:
     return y if bias is None else y + bias
 
 
+def formula(x: Any, weight: Any, bias: Any = None) -> Any:
+    import numpy as np
+
+    y = np.einsum("...xd,xd->...xd", x, weight)
+    return y if bias is None else np.add(y, bias)
+
+
 OP = Op(
     signature="x[*,X,D], weight[X,D], bias?[X,D] -> y[*,X,D]",
     reference=expert_affine,
+    formula=formula,
     doc="Copy i of every token times the gain of expert i, channel by channel, plus its shift.",
     params={"weight": ONES, "bias": ZEROS},
     flops=lambda n: 2 * n["*"] * n["X"] * n["D"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from multiway.compiler.op import Attr, Letters, Op, Reject, Sample
@@ -24,6 +25,24 @@ def expert_choice_gates(logits: Any, padding: Any = None, *, factor: float, over
     return (rows * chosen).view_as(logits).to(logits.dtype)
 
 
+def formula(logits: Any, padding: Any = None, *, factor: float, over: str) -> Any:
+    import numpy as np
+
+    batch, length, experts = logits.shape
+    e = np.exp(logits)
+    scores, gates = e / e.sum(-1, keepdims=True), np.zeros(logits.shape)
+    rows = [[(b, t) for b in range(batch) for t in range(length)]]
+    if over == "row":
+        rows = [[(b, t) for t in range(length)] for b in range(batch)]
+    for row in rows:
+        there = [at for at in row if padding is None or not padding[at]]
+        for i in range(experts):
+            best = sorted(there, key=lambda at: -scores[at][i])  # of equal ones the earlier
+            for at in best[: math.ceil(factor * len(there) / experts)]:
+                gates[at][i] = scores[at][i]
+    return gates
+
+
 def _flops(n: Letters) -> float:
     return 8 * n["B"] * n["T"] * n["X"]
 
@@ -31,6 +50,7 @@ def _flops(n: Letters) -> float:
 OP = Op(
     signature="logits[B,T,X], padding?[B,T]:bool -> gates[B,T,X]",
     reference=expert_choice_gates,
+    formula=formula,
     doc=(
         "Every expert takes the factor * tokens / experts tokens, rounded up, that score highest "
         "with it, of a row or of the whole batch; of equal ones the earlier. A gate is the softmax "
@@ -47,6 +67,14 @@ OP = Op(
         Sample(shapes={"logits": (2, 4, 3)}, attrs={"factor": 1.5, "over": "row"}),
         Sample(
             shapes={"logits": (2, 4, 3), "padding": (2, 4)}, attrs={"factor": 1.0, "over": "batch"}
+        ),
+        Sample(  # of equal scores the earlier, and no more tokens than there are
+            shapes={"logits": (2, 4, 2)},
+            attrs={"factor": 1.0, "over": "row"},
+            values={"logits": [[[1, 0], [1, 0], [0, 2], [1, 0]], [[0, 1], [0, 1], [0, 1], [0, 1]]]},
+        ),
+        Sample(
+            shapes={"logits": (2, 4, 3), "padding": (2, 4)}, attrs={"factor": 4.0, "over": "row"}
         ),
     ],
     rejects=[

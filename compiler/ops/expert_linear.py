@@ -13,9 +13,17 @@ def expert_linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return y if bias is None else y + bias
 
 
+def formula(x: Any, weight: Any, bias: Any = None) -> Any:
+    import numpy as np
+
+    y = np.einsum("...xd,xfd->...xf", x, weight)
+    return y if bias is None else np.add(y, bias)
+
+
 OP = Op(
     signature="x[*,X,D], weight[X,F,D], bias?[X,F] -> y[*,X,F]",
     reference=expert_linear,
+    formula=formula,
     doc="Copy i of every token times the transposed weight of expert i, plus its bias.",
     params={"weight": NORMAL, "bias": ZEROS},
     flops=lambda n: 2 * n["*"] * n["X"] * n["D"] * n["F"],

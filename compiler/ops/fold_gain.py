@@ -12,9 +12,16 @@ def fold_gain(weight: Any, gain: Any) -> Any:
     return weight * gain
 
 
+def formula(weight: Any, gain: Any) -> Any:
+    import numpy as np
+
+    return weight @ np.diag(gain)
+
+
 OP = Op(
     signature="weight[F,D], gain[D] -> folded[F,D]",
     reference=fold_gain,
+    formula=formula,
     doc="linear(gain * x, weight) is linear(x, folded).",
     params={"weight": NORMAL, "gain": ONES},
     flops=lambda n: n["F"] * n["D"],

@@ -13,9 +13,17 @@ def fold_shift(weight: Any, shift: Any, bias: Any = None) -> Any:
     return folded if bias is None else folded + bias
 
 
+def formula(weight: Any, shift: Any, bias: Any = None) -> Any:
+    import numpy as np
+
+    y = np.einsum("fd,d->f", weight, shift)
+    return y if bias is None else np.add(y, bias)
+
+
 OP = Op(
     signature="weight[F,D], shift[D], bias?[F] -> folded[F]",
     reference=fold_shift,
+    formula=formula,
     doc="linear(x + shift, weight, bias) is linear(x, weight, folded).",
     params={"weight": NORMAL, "shift": ZEROS, "bias": ZEROS},
     flops=lambda n: 2 * n["F"] * n["D"],

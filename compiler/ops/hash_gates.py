@@ -17,9 +17,20 @@ def hash_gates(x: Any, tokens: Any, *, count: int, seed: int) -> Any:
     return torch.nn.functional.one_hot(expert, count).to(x.dtype)
 
 
+def formula(x: Any, tokens: Any, *, count: int, seed: int) -> Any:
+    import numpy as np
+
+    gates = np.zeros((*tokens.shape, count))
+    for at in np.ndindex(tokens.shape):
+        mixed = ((int(tokens[at]) + 1) * 1327217885 + seed) % (2**31 - 1)
+        gates[at][mixed * 1327217885 % (2**31 - 1) % count] = 1
+    return gates
+
+
 OP = Op(
     signature="x[*,D], tokens[*]:int -> gates[*,X]",
     reference=hash_gates,
+    formula=formula,
     doc=(
         "1 for the expert that a hash of the token's number gives, 0 for the others: "
         "((t + 1) a + seed mod m) a mod m mod experts, with a = 1327217885 and m = 2^31 - 1. "
@@ -32,7 +43,7 @@ OP = Op(
     tokenwise=("x", "tokens"),
     samples=[
         Sample(shapes={"x": (2, 3, 4), "tokens": (2, 3)}, attrs={"count": 3, "seed": 0}),
-        Sample(shapes={"x": (3, 4), "tokens": (3,)}, attrs={"count": 2, "seed": 7}),
+        Sample(shapes={"x": (3, 4), "tokens": (3,)}, attrs={"count": 4, "seed": 12345}),
     ],
     rejects=[
         Reject(

@@ -17,9 +17,16 @@ def jitter(x: Any, *, eps: float) -> Any:
     return x * noise.uniform_(1 - eps, 1 + eps)
 
 
+def formula(x: Any, *, eps: float, uniform: Any = None) -> Any:
+    if uniform is None:  # gradients are off
+        return x
+    return x * ((1 - uniform) * (1 - eps) + uniform * (1 + eps))
+
+
 OP = Op(
     signature="x[*] -> y[*]",
     reference=jitter,
+    formula=formula,
     doc=(
         "x times numbers drawn evenly from 1 - eps to 1 + eps while gradients are on, x itself "
         "while they are off."
@@ -27,7 +34,10 @@ OP = Op(
     attrs={"eps": Attr("largest relative change")},
     flops=lambda n: n["*"],
     random=True,
-    samples=[Sample(shapes={"x": (2, 3)}, attrs={"eps": 0.0})],
+    samples=[
+        Sample(shapes={"x": (2, 3)}, attrs={"eps": 0.0}),
+        Sample(shapes={"x": (2, 3)}, attrs={"eps": 0.02}),
+    ],
     rejects=[],
     cite="arXiv:2101.03961",
 )

@@ -13,9 +13,16 @@ def join_batch(parts: Any) -> Any:
     return torch.cat(parts, dim=0)
 
 
+def formula(parts: Any) -> Any:
+    import numpy as np
+
+    return np.array([row for part in parts for row in part])
+
+
 OP = Op(
     signature="parts+[B+,*]:any -> y[B+,*]:any",
     reference=join_batch,
+    formula=formula,
     doc="One after the other along the batch axis.",
     samples=[Sample(shapes={"parts": [(2, 3), (2, 3)]})],
     rejects=[

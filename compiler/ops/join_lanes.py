@@ -11,9 +11,16 @@ def join_lanes(lanes: Any) -> Any:
     return lanes.flatten(-2)
 
 
+def formula(lanes: Any) -> Any:
+    import numpy as np
+
+    return np.concatenate([lanes[:, :, i] for i in range(lanes.shape[2])], axis=-1)
+
+
 OP = Op(
     signature="lanes[B,T,N,D] -> x[B,T,N*D]",
     reference=join_lanes,
+    formula=formula,
     doc="Lane-major: channel i * D + d is channel d of lane i. The inverse of split_lanes.",
     tokenwise=("lanes",),
     memory="view",

@@ -14,9 +14,16 @@ def lane_gate(z: Any, scale: Any, bias: Any, *, factor: float, eps: float) -> An
     return gate.unsqueeze(-1).to(z.dtype)
 
 
+def formula(z: Any, scale: Any, bias: Any, *, factor: float, eps: float) -> Any:
+    import numpy as np
+
+    return (factor / (1 + np.exp(-scale * z - bias)) + eps)[..., None]
+
+
 OP = Op(
     signature="z[*,N], scale[], bias[N] -> weights[*,N,1]",
     reference=lane_gate,
+    formula=formula,
     doc="factor * sigmoid(scale z + bias) + eps in at least float32, cast back.",
     attrs={
         "factor": Attr("the largest weight", 1.0),

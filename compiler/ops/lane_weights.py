@@ -15,9 +15,19 @@ def lane_weights(dynamic: Any = None, scale: Any = None, static: Any = None) -> 
     return dynamic if static is None else static + dynamic
 
 
+def formula(dynamic: Any = None, scale: Any = None, static: Any = None) -> Any:
+    import numpy as np
+
+    if dynamic is None:
+        return static
+    y = np.einsum("...,->...", dynamic, 1.0 if scale is None else scale)
+    return y if static is None else np.add(y, static)
+
+
 OP = Op(
     signature="dynamic?[*,N,C], scale?[], static?[N,C] -> weights[*,N,C]",
     reference=lane_weights,
+    formula=formula,
     doc="static + scale * dynamic, of what is given: the weights of lane n in C sums.",
     params={"scale": Init(kind="constant", value=0.01), "static": ONES},
     flops=lambda n: 2 * n["*"] * n["N"] * n["C"],

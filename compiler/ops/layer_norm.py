@@ -14,9 +14,19 @@ def layer_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> A
     return torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
 
+def formula(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:
+    import numpy as np
+
+    centred = x - np.mean(x, -1, keepdims=True)
+    y = centred / np.sqrt(np.var(x, -1, keepdims=True) + eps)
+    y = y if weight is None else np.einsum("...d,d->...d", y, weight)
+    return y if bias is None else np.add(y, bias)
+
+
 OP = Op(
     signature="x[*,D], weight?[D], bias?[D] -> y[*,D]",
     reference=layer_norm,
+    formula=formula,
     doc="(x - mean) / sqrt(variance + eps) over the last axis, times weight, plus bias.",
     attrs={"eps": Attr("added to the variance", 1e-5)},
     params={"weight": ONES, "bias": ZEROS},

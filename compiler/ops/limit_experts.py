@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from multiway.compiler.op import Attr, Letters, Op, Reject, Sample
@@ -29,6 +30,28 @@ def limit_experts(
     return (rows * kept).view_as(gates)
 
 
+def formula(
+    gates: Any, padding: Any = None, *, k: int, factor: float, slots: int, over: str
+) -> Any:
+    import numpy as np
+
+    batch, length, experts = gates.shape
+    limited, rows = np.zeros(gates.shape), [[(b, t) for b in range(batch) for t in range(length)]]
+    if over == "row":
+        rows = [[(b, t) for t in range(length)] for b in range(batch)]
+    for row in rows:
+        there = [at for at in row if padding is None or not padding[at]]
+        places = slots or math.ceil(factor * k * len(there) / experts)
+        free = [places] * experts
+        for choice in range(k):
+            for at in there:
+                i = np.argsort(-gates[at], kind="stable")[choice]
+                if gates[at][i] != 0 and free[i]:
+                    free[i] -= 1
+                    limited[at][i] = gates[at][i]
+    return limited
+
+
 def _flops(n: Letters) -> float:
     return 8 * n["B"] * n["T"] * n["X"]
 
@@ -40,6 +63,7 @@ def _attrs(k: int, over: str, factor: float = 0.0, slots: int = 0) -> dict[str, 
 OP = Op(
     signature="gates[B,T,X], padding?[B,T]:bool -> limited[B,T,X]",
     reference=limit_experts,
+    formula=formula,
     doc=(
         "An expert serves at most `slots` tokens, or factor * k * tokens / experts rounded up, of "
         "a row or of the whole batch. First choices come before second ones, earlier tokens before "
@@ -58,6 +82,17 @@ OP = Op(
         Sample(shapes={"gates": (2, 4, 3)}, attrs=_attrs(1, "row", slots=1)),
         Sample(shapes={"gates": (2, 4, 3)}, attrs=_attrs(2, "batch", factor=0.5)),
         Sample(shapes={"gates": (2, 4, 3), "padding": (2, 4)}, attrs=_attrs(2, "row", factor=1.0)),
+        Sample(  # of equal gates the first, none of 0, and as many places as tokens
+            shapes={"gates": (2, 3, 3)},
+            attrs=_attrs(2, "row", factor=0.5),
+            values={
+                "gates": [
+                    [[0.5, 0.5, 0.0], [0.0, 0.5, 0.0], [0.5, 0.25, 0.25]],
+                    [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.5, 0.5, 0.5]],
+                ]
+            },
+        ),
+        Sample(shapes={"gates": (3, 4, 2)}, attrs=_attrs(1, "batch", slots=2)),
     ],
     rejects=[
         Reject(

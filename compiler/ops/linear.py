@@ -14,9 +14,17 @@ def linear(x: Any, weight: Any, bias: Any = None) -> Any:
     return torch.nn.functional.linear(x, weight, bias)
 
 
+def formula(x: Any, weight: Any, bias: Any = None) -> Any:
+    import numpy as np
+
+    y = np.einsum("...d,fd->...f", x, weight)
+    return y if bias is None else np.add(y, bias)
+
+
 OP = Op(
     signature="x[*,D], weight[F,D], bias?[F] -> y[*,F]",
     reference=linear,
+    formula=formula,
     doc="x times the transposed weight, plus bias.",
     params={"weight": NORMAL, "bias": ZEROS},
     flops=lambda n: 2 * n["*"] * n["D"] * n["F"],

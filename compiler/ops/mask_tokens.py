@@ -14,9 +14,16 @@ def mask_tokens(x: Any, masked: Any, token: Any) -> Any:
     return torch.where(masked[..., None], token.to(x.dtype), x)
 
 
+def formula(x: Any, masked: Any, token: Any) -> Any:
+    y = x.copy()
+    y[masked] = token[0, 0]
+    return y
+
+
 OP = Op(
     signature="x[B,N,D], masked[B,N]:bool, token[1,1,D] -> y[B,N,D]",
     reference=mask_tokens,
+    formula=formula,
     doc="`token` where `masked`, else x.",
     params={"token": ZEROS},
     samples=[Sample(shapes={"x": (2, 3, 4), "masked": (2, 3), "token": (1, 1, 4)})],

@@ -11,9 +11,16 @@ def merge_heads(x: Any) -> Any:
     return x.transpose(1, 2).flatten(2)
 
 
+def formula(x: Any) -> Any:
+    import numpy as np
+
+    return np.concatenate([x[:, h] for h in range(x.shape[1])], axis=-1)
+
+
 OP = Op(
     signature="x[B,H,T,E] -> y[B,T,H*E]",
     reference=merge_heads,
+    formula=formula,
     doc="The inverse of split_heads.",
     tokenwise=("x",),
     memory="view",

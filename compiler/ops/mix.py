@@ -17,6 +17,13 @@ def mix(history: Any, weights: Any) -> Any:
     return tuple(ways)
 
 
+def formula(history: Any, weights: Any) -> Any:
+    import numpy as np
+
+    each = np.broadcast_to(weights, (*history[0].shape[:2], *weights.shape[-2:]))
+    return tuple(np.einsum("btcl,lbtd->cbtd", each, np.array(history)))
+
+
 def _flops(n: Letters) -> float:
     return 2 * n["C"] * n["L"] * n["B"] * n["T"] * n["D"]
 
@@ -24,6 +31,7 @@ def _flops(n: Letters) -> float:
 OP = Op(
     signature="history[L,B,T,D]:list, weights[*,C,L] -> stream{C}[B,T,D]",
     reference=mix,
+    formula=formula,
     doc="Way c is the sum over sources l of weights[c, l] times the hidden l.",
     flops=_flops,
     tokenwise=("history", "weights"),

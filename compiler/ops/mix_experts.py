@@ -11,14 +11,21 @@ def mix_experts(xs: Any, gates: Any, *, most: int) -> Any:
     return (gates.unsqueeze(-1) * xs).sum(-2)
 
 
+def formula(xs: Any, gates: Any, *, most: int) -> Any:
+    import numpy as np
+
+    return np.einsum("...x,...xd->...d", gates, xs)
+
+
 OP = Op(
     signature="xs[*,X,D], gates[*,X] -> y[*,D]",
     reference=mix_experts,
+    formula=formula,
     doc=(
         "The sum over experts of gate times output. An expert whose gate is 0 adds nothing, and a "
         "kernel does not ask it; `most` says how many of a token's gates are another number."
     ),
-    attrs={"most": Attr("gates of a token that are not 0, at most; 0: any number", 0)},
+    attrs={"most": Attr("gates of a token that are not 0, at most; 0: any number", 0, hint=True)},
     flops=lambda n: 2 * n["*"] * n["X"] * n["D"],
     tokenwise=("xs", "gates"),
     saves=("xs", "gates"),

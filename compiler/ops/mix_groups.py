@@ -18,6 +18,15 @@ def mix_groups(history: Any, weights: Any) -> Any:
     return torch.stack(terms).sum(0)
 
 
+def formula(history: Any, weights: Any) -> Any:
+    import numpy as np
+
+    groups = weights.shape[-2]
+    pieces = np.array(history).reshape(len(history), *history[0].shape[:2], groups, -1)
+    each = np.broadcast_to(weights, (*history[0].shape[:2], *weights.shape[-2:]))
+    return np.einsum("btgl,lbtge->btge", each, pieces).reshape(history[0].shape)
+
+
 def _flops(n: Letters) -> float:
     return 2 * n["L"] * n["B"] * n["T"] * n["D"]
 
@@ -25,6 +34,7 @@ def _flops(n: Letters) -> float:
 OP = Op(
     signature="history[L,B,T,D]:list, weights[*,G,L] -> y[B,T,D]",
     reference=mix_groups,
+    formula=formula,
     doc=(
         "Channel d is the sum over sources l of weights[g, l] times that of hidden l, where g is "
         "the group of neighbouring channels that d belongs to."

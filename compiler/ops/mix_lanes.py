@@ -17,6 +17,12 @@ def mix_lanes(lanes: Any, weights: Any) -> Any:
     return torch.stack(found, -2)
 
 
+def formula(lanes: Any, weights: Any) -> Any:
+    import numpy as np
+
+    return np.einsum("...jd,...jk->...kd", lanes, weights)
+
+
 def _flops(n: Letters) -> float:
     return 2 * n["B"] * n["T"] * n["N"] ** 2 * n["D"]
 
@@ -24,6 +30,7 @@ def _flops(n: Letters) -> float:
 OP = Op(
     signature="lanes[B,T,N,D], weights[*,N,N] -> mixed[B,T,N,D]",
     reference=mix_lanes,
+    formula=formula,
     doc="New lane k is the sum over old lanes j of weights[j, k] times lane j.",
     flops=_flops,
     tokenwise=("lanes", "weights"),
@@ -31,6 +38,7 @@ OP = Op(
     samples=[
         Sample(shapes={"lanes": (2, 3, 2, 4), "weights": (2, 3, 2, 2)}),
         Sample(shapes={"lanes": (2, 3, 3, 4), "weights": (3, 3)}),
+        Sample(shapes={"lanes": (3, 1, 2, 4), "weights": (3, 1, 2, 2)}),
     ],
     rejects=[
         Reject(

@@ -11,9 +11,16 @@ def multiply(a: Any, b: Any) -> Any:
     return a * b
 
 
+def formula(a: Any, b: Any) -> Any:
+    import numpy as np
+
+    return np.prod([a, b], axis=0)
+
+
 OP = Op(
     signature="a[*], b[*] -> y[*]",
     reference=multiply,
+    formula=formula,
     doc="a * b.",
     flops=lambda n: n["*"],
     tokenwise=("a", "b"),

@@ -15,6 +15,18 @@ def patch_embed(image: Any, weight: Any, bias: Any = None) -> Any:
     return y.flatten(2).transpose(1, 2)
 
 
+def formula(image: Any, weight: Any, bias: Any = None) -> Any:
+    import numpy as np
+
+    size = weight.shape[-1]
+    across = image.shape[-1] // size
+    y = np.zeros((len(image), across**2, len(weight)))
+    for i, j in np.ndindex(across, across):
+        patch = image[:, :, i * size : (i + 1) * size, j * size : (j + 1) * size]
+        y[:, across * i + j] = np.einsum("bcpq,dcpq->bd", patch, weight)
+    return y if bias is None else np.add(y, bias)
+
+
 def _patches(letters: dict[str, Any]) -> dict[str, Any]:
     return {"N": (letters["I"] // letters["P"]) ** 2}
 
@@ -26,6 +38,7 @@ def _flops(n: Letters) -> float:
 OP = Op(
     signature="image[B,C,I,I], weight[D,C,P,P], bias?[D] -> y[B,N,D]",
     reference=patch_embed,
+    formula=formula,
     doc="A convolution whose stride is its kernel; patches in row-major order.",
     params={"weight": NORMAL, "bias": ZEROS},
     derive=_patches,

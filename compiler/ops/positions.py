@@ -13,9 +13,16 @@ def positions(x: Any) -> Any:
     return torch.arange(x.shape[1], device=x.device)[None]
 
 
+def formula(x: Any) -> Any:
+    import numpy as np
+
+    return np.array([list(range(x.shape[1]))])
+
+
 OP = Op(
     signature="x[B,T,D] -> positions[1,T]:int",
     reference=positions,
+    formula=formula,
     doc="0 .. T-1, the same for every row.",
     samples=[Sample(shapes={"x": (2, 3, 4)})],
     rejects=[Reject(shapes={"x": (2, 3)}, error="x has 2 axes, needs [B,T,D]: [2,3]")],

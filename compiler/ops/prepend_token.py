@@ -14,9 +14,16 @@ def prepend_token(x: Any, token: Any) -> Any:
     return torch.cat([token.expand(x.shape[0], 1, x.shape[2]), x], dim=1)
 
 
+def formula(x: Any, token: Any) -> Any:
+    import numpy as np
+
+    return np.array([np.vstack([token[0], row]) for row in x])
+
+
 OP = Op(
     signature="x[B,N,D], token[1,1,D] -> y[B,N+1,D]",
     reference=prepend_token,
+    formula=formula,
     doc="The cls token.",
     params={"token": ZEROS},
     samples=[Sample(shapes={"x": (2, 3, 4), "token": (1, 1, 4)})],

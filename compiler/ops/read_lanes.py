@@ -17,6 +17,13 @@ def read_lanes(lanes: Any, weights: Any) -> Any:
     return torch.cat(found, -1)
 
 
+def formula(lanes: Any, weights: Any) -> Any:
+    import numpy as np
+
+    mixtures = np.einsum("...nd,...nr->...rd", lanes, weights)
+    return mixtures.reshape(*lanes.shape[:2], -1)
+
+
 def _flops(n: Letters) -> float:
     return 2 * n["B"] * n["T"] * n["N"] * n["R"] * n["D"]
 
@@ -24,6 +31,7 @@ def _flops(n: Letters) -> float:
 OP = Op(
     signature="lanes[B,T,N,D], weights[*,N,R] -> x[B,T,R*D]",
     reference=read_lanes,
+    formula=formula,
     doc="Mixture r is the sum over lanes i of weights[i, r] times lane i; mixtures end to end.",
     flops=_flops,
     tokenwise=("lanes", "weights"),

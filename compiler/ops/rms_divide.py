@@ -15,9 +15,18 @@ def rms_divide(x: Any, weight: Any = None, *, eps: float) -> Any:
     return y if weight is None else y * weight
 
 
+def formula(x: Any, weight: Any = None, *, eps: float) -> Any:
+    import numpy as np
+
+    root = np.linalg.norm(x, axis=-1, keepdims=True) / np.sqrt(x.shape[-1])
+    y = x / (root + eps)
+    return y if weight is None else np.einsum("...d,d->...d", y, weight)
+
+
 OP = Op(
     signature="x[*,D], weight?[D] -> y[*,D]",
     reference=rms_divide,
+    formula=formula,
     doc="x / (sqrt(mean of squares) + eps) in at least float32, cast back, then times weight.",
     attrs={"eps": Attr("added to the root", 1e-6)},
     params={"weight": ONES},

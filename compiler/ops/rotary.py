@@ -21,15 +21,28 @@ def rotary(x: Any, cos: Any, sin: Any, *, pairs: str) -> Any:
     return torch.cat([y.to(x.dtype), rest], dim=-1)
 
 
+def formula(x: Any, cos: Any, sin: Any, *, pairs: str) -> Any:
+    y, turning = x.copy(), cos.shape[-1]
+    for j in range(turning):  # a pair is a complex number
+        a, b = (j, j + turning) if pairs == "half" else (2 * j, 2 * j + 1)
+        turned = (x[..., a] + 1j * x[..., b]) * (cos[..., j] + 1j * sin[..., j])[:, None]
+        y[..., a], y[..., b] = turned.real, turned.imag
+    return y
+
+
 OP = Op(
     signature="x[B,H,T,E], cos[P,T,R], sin[P,T,R] -> y[B,H,T,E]",
     reference=rotary,
+    formula=formula,
     doc="The leading 2R channels turn in pairs, the rest pass.",
     attrs={"pairs": Attr("half: j with j + R; adjacent: 2j with 2j + 1", "half")},
     flops=lambda n: 6 * n["B"] * n["H"] * n["T"] * n["R"],
     samples=[
-        Sample(shapes={"x": (2, 3, 4, 6), "cos": (1, 4, 2), "sin": (1, 4, 2)}, attrs={"pairs": p})
-        for p in ("half", "adjacent")
+        Sample(
+            shapes={"x": (2, 3, 4, 7), "cos": (p, 4, r), "sin": (p, 4, r)}, attrs={"pairs": pairs}
+        )
+        for pairs in ("half", "adjacent")
+        for p, r in ((1, 2), (2, 3))
     ],
     rejects=[
         Reject(

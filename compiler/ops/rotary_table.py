@@ -16,6 +16,14 @@ def rotary_table(x: Any, positions: Any, *, channels: int, base: float) -> Any:
     return angles.cos(), angles.sin()
 
 
+def formula(x: Any, positions: Any, *, channels: int, base: float) -> Any:
+    import numpy as np
+
+    frequencies = [base ** (-2 * j / channels) for j in range(channels // 2)]
+    turns = np.exp(1j * np.einsum("pt,r->ptr", positions, np.array(frequencies)))
+    return turns.real, turns.imag
+
+
 def _half(letters: dict[str, Any]) -> dict[str, Any]:
     return {"R": letters["N"] // 2}
 
@@ -23,6 +31,7 @@ def _half(letters: dict[str, Any]) -> dict[str, Any]:
 OP = Op(
     signature="x[B,T,D], positions[P,T]:int -> cos[P,T,R], sin[P,T,R]",
     reference=rotary_table,
+    formula=formula,
     doc="Angles position * base^(-2j / channels) for j < channels / 2, in at least float32.",
     attrs={
         "channels": Attr("channels of a head that turn, R = channels / 2", letter="N"),
@@ -30,7 +39,10 @@ OP = Op(
     },
     derive=_half,
     samples=[
-        Sample(shapes={"x": (2, 3, 8), "positions": (1, 3)}, attrs={"channels": 4, "base": 10000.0})
+        Sample(
+            shapes={"x": (2, 3, 8), "positions": (1, 3)}, attrs={"channels": 4, "base": 10000.0}
+        ),
+        Sample(shapes={"x": (2, 3, 8), "positions": (2, 3)}, attrs={"channels": 6, "base": 100.0}),
     ],
     rejects=[
         Reject(

@@ -38,6 +38,31 @@ def router_statistics(
     )
 
 
+def formula(
+    gates: Any, logits: Any = None, wanted: Any = None, padding: Any = None, *, score: str
+) -> Any:
+    import numpy as np
+
+    batch, _, experts = gates.shape
+    load, probability = np.zeros((batch, experts)), np.zeros((batch, experts))
+    z, entropy, dropped, tokens = np.zeros((4, batch))
+    for b, t in np.ndindex(gates.shape[:2]):
+        if padding is not None and padding[b, t]:
+            continue
+        served, chosen = gates[b, t] != 0, (gates if wanted is None else wanted)[b, t] != 0
+        load[b] += chosen
+        dropped[b] += chosen.sum() - served.sum()
+        tokens[b] += 1
+        if logits is not None:
+            e = np.exp(logits[b, t])
+            worth = e / (1 + e) if score == "sigmoid" else e
+            p = worth / worth.sum()
+            probability[b] += p
+            z[b] += np.log(e.sum()) ** 2
+            entropy[b] -= p @ np.log(p)
+    return load, probability, z, entropy, dropped, tokens
+
+
 def _flops(n: Letters) -> float:
     return 10 * n["B"] * n["T"] * n["X"]
 
@@ -48,6 +73,7 @@ OP = Op(
         "-> load[B,X], probability[B,X], z[B], entropy[B], dropped[B], tokens[B]"
     ),
     reference=router_statistics,
+    formula=formula,
     doc=(
         "Sums over the tokens of a row that are not padded: how many chose each expert (`wanted`, "
         "or `gates` where nothing is dropped); the probability of each (softmax of logits, or "
@@ -70,6 +96,19 @@ OP = Op(
         ),
         Sample(shapes={"gates": (2, 3, 4), "logits": (2, 3, 4)}, attrs={"score": "sigmoid"}),
         Sample(shapes={"gates": (2, 3, 4)}, attrs={"score": "softmax"}),
+        Sample(
+            shapes={"gates": (2, 3, 2), "logits": (2, 3, 2), "wanted": (2, 3, 2)},
+            attrs={"score": "sigmoid"},
+            values={
+                "gates": [[[0, 1], [0, 0], [0.5, 0.5]], [[1, 0], [0, -1], [0, 0]]],
+                "wanted": [[[0, 1], [0, 1], [0.5, 0.5]], [[1, 0], [-1, -1], [1, 0]]],
+            },
+        ),
+        Sample(
+            shapes={"gates": (2, 3, 2), "wanted": (2, 3, 2), "padding": (2, 3)},
+            attrs={"score": "softmax"},
+            values={"gates": [[[0, 1], [0, 0], [2, 2]], [[1, 0], [0, 1], [0, 0]]]},
+        ),
     ],
     rejects=[
         Reject(

@@ -12,9 +12,16 @@ def scale_channels(x: Any, factor: Any) -> Any:
     return x * factor
 
 
+def formula(x: Any, factor: Any) -> Any:
+    import numpy as np
+
+    return x @ np.diag(factor)
+
+
 OP = Op(
     signature="x[*,D], factor[D] -> y[*,D]",
     reference=scale_channels,
+    formula=formula,
     doc="x times one number a channel (LayerScale).",
     params={"factor": ONES},
     flops=lambda n: n["*"] * n["D"],

@@ -11,9 +11,14 @@ def segment_lengths(parts: Any) -> Any:
     return [part.shape[1] for part in parts]
 
 
+def formula(parts: Any) -> Any:
+    return [len(part[0]) for part in parts]
+
+
 OP = Op(
     signature="parts+[B,T+,D] -> sizes[T+]:sizes",
     reference=segment_lengths,
+    formula=formula,
     doc="Read off the segments when the program runs, so that no length is baked in.",
     memory="sizes",
     samples=[Sample(shapes={"parts": [(2, 3, 4), (2, 1, 4)]})],

@@ -11,11 +11,21 @@ def shift_offset(offset: Any, sizes: Any) -> Any:
     return offset + sum(sizes[:-1])
 
 
+def formula(offset: Any, sizes: Any) -> Any:
+    import numpy as np
+
+    return np.array([sum(sizes[:-1], start) for start in offset])
+
+
 OP = Op(
     signature="offset[B]:int, sizes[T+]:sizes -> offset[B]:int",
     reference=shift_offset,
+    formula=formula,
     doc="offset plus the lengths of all segments but the last.",
-    samples=[Sample(shapes={"offset": (2,), "sizes": (3, 2)})],
+    samples=[
+        Sample(shapes={"offset": (2,), "sizes": (3, 2)}),
+        Sample(shapes={"offset": (2,), "sizes": (1, 3, 2)}),
+    ],
     rejects=[
         Reject(
             shapes={"offset": (2, 2), "sizes": (3, 2)}, error="offset has 2 axes, needs [B]: [2,2]"

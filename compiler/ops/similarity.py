@@ -12,9 +12,16 @@ def similarity(a: Any, b: Any, scale: Any) -> Any:
     return scale.exp() * (a @ b.T)
 
 
+def formula(a: Any, b: Any, scale: Any) -> Any:
+    import numpy as np
+
+    return np.array([[np.exp(scale) * np.sum(p * q) for q in b] for p in a])
+
+
 OP = Op(
     signature="a[A,D], b[B,D], scale[] -> y[A,B]",
     reference=similarity,
+    formula=formula,
     doc="exp(scale) a b'.",
     params={"scale": ZEROS},
     flops=lambda n: 2 * n["A"] * n["B"] * n["D"],

@@ -32,18 +32,44 @@ def sinkhorn(
     return (m.mT if transpose else m).to(z.dtype)
 
 
+def formula(
+    z: Any,
+    scale: Any,
+    bias: Any,
+    *,
+    count: int,
+    start: str,
+    iterations: int,
+    eps: float,
+    transpose: bool,
+) -> Any:
+    import numpy as np
+
+    logits = (scale * z + bias).reshape(*z.shape[:-1], count, count)
+    m = np.exp(logits - logits.max(-1, keepdims=True))
+    steps = [-1, -2] * iterations  # over k are rows, over j are columns
+    if start == "softmax":
+        m = m / m.sum(-1, keepdims=True) + eps
+        steps = steps[1:]
+    for axis in steps:
+        m /= m.sum(axis, keepdims=True) + eps
+    return np.einsum("...jk->...kj", m) if transpose else m
+
+
 def _flops(n: Letters) -> float:
     return 80 * n["*"] * n["N"] ** 2  # of 20 iterations, which a formula from sizes cannot see
 
 
-def _sample(lead: tuple[int, ...], n: int, start: str, iterations: int, transpose: bool) -> Sample:
+def _sample(
+    lead: tuple[int, ...], n: int, start: str, iterations: int, transpose: bool, eps: float = 1e-6
+) -> Sample:
     return Sample(
         shapes={"z": (*lead, n * n), "scale": (), "bias": (n * n,)},
         attrs={
             "count": n,
             "start": start,
             "iterations": iterations,
-            "eps": 1e-6,
+            "eps": eps,
             "transpose": transpose,
         },
     )
@@ -52,6 +78,7 @@ def _sample(lead: tuple[int, ...], n: int, start: str, iterations: int, transpos
 OP = Op(
     signature="z[*,N*N], scale[], bias[N*N] -> weights[*,N,N]",
     reference=sinkhorn,
+    formula=formula,
     doc=(
         "Logits L[j, k] = scale z + bias, row-major. start softmax: softmax over k plus eps, then "
         "columns, then iterations - 1 times rows and columns. start exp: exp(L - max over k), then "
@@ -72,7 +99,8 @@ OP = Op(
     samples=[
         _sample((2, 3), 2, "softmax", 20, False),
         _sample((3,), 3, "softmax", 1, True),
-        _sample((3,), 3, "exp", 4, False),
+        _sample((3,), 3, "softmax", 3, False),
+        _sample((3,), 3, "exp", 2, False, eps=1e-2),
     ],
     rejects=[
         Reject(

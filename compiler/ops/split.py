@@ -13,9 +13,17 @@ def split(x: Any, sizes: Any) -> Any:
     return torch.split(x, sizes, dim=1)
 
 
+def formula(x: Any, sizes: Any) -> Any:
+    import numpy as np
+
+    ends = np.cumsum(sizes)
+    return [x[:, end - size : end] for size, end in zip(sizes, ends, strict=True)]
+
+
 OP = Op(
     signature="x[B,T+,D], sizes[T+]:sizes -> parts+[B,T+,D]",
     reference=split,
+    formula=formula,
     doc="The inverse of concat.",
     memory="view",
     samples=[Sample(shapes={"x": (2, 4, 5), "sizes": (3, 1)})],

@@ -11,9 +11,16 @@ def sum_lanes(lanes: Any) -> Any:
     return lanes.sum(-2)
 
 
+def formula(lanes: Any) -> Any:
+    import numpy as np
+
+    return np.einsum("btnd->btd", lanes)
+
+
 OP = Op(
     signature="lanes[B,T,N,D] -> x[B,T,D]",
     reference=sum_lanes,
+    formula=formula,
     doc="The sum of all lanes, not their mean.",
     flops=lambda n: n["B"] * n["T"] * n["N"] * n["D"],
     tokenwise=("lanes",),

@@ -44,6 +44,36 @@ def top_k_gates(
     return (scale * gates).to(logits.dtype)
 
 
+def formula(
+    logits: Any,
+    bias: Any = None,
+    *,
+    k: int,
+    score: str,
+    normalise: bool,
+    scale: float,
+    groups: int,
+    kept: int,
+    group_by: str,
+) -> Any:
+    import numpy as np
+
+    gates = np.zeros(logits.shape)
+    for at in np.ndindex(logits.shape[:-1]):
+        e = np.exp(logits[at])
+        scores = e / e.sum() if score == "softmax" else e / (1 + e)
+        ranked = scores if bias is None else scores + bias
+        members = np.split(np.arange(len(e)), groups)
+        counted = 1 if group_by == "max" else 2  # scores that say what a group is worth
+        worth = [sum(sorted(ranked[group])[-counted:]) for group in members]
+        best = sorted(range(groups), key=lambda i: -worth[i])[: kept if groups > 1 else 1]
+        open_to = [i for g in sorted(best) for i in members[g]]
+        chosen = sorted(open_to, key=lambda i: -ranked[i])[:k]
+        total = sum(scores[chosen]) if normalise else 1
+        gates[at][chosen] = scale * scores[chosen] / total
+    return gates
+
+
 def _flops(n: Letters) -> float:
     return 8 * n["*"] * n["X"]
 
@@ -56,6 +86,7 @@ def _sample(shape: tuple[int, ...], bias: bool = False, **attrs: Any) -> Sample:
 OP = Op(
     signature="logits[*,X], bias?[X] -> gates[*,X]",
     reference=top_k_gates,
+    formula=formula,
     doc=(
         "Scores are the softmax over experts, or a sigmoid of each. The k experts with the largest "
         "scores are chosen, of equal ones the first: scores plus `bias`, of the `kept` best of "
@@ -82,6 +113,7 @@ OP = Op(
         _sample((3, 6), bias=True, k=2, score="sigmoid", normalise=True, scale=2.5),
         _sample((3, 8), bias=True, k=3, groups=4, kept=2, group_by="top_2_sum", score="sigmoid"),
         _sample((3, 6), k=2, groups=3, kept=1),
+        _sample((2, 3, 4), k=2, groups=2, kept=1),
     ],
     rejects=[
         Reject(

@@ -11,9 +11,16 @@ def write_lanes(lanes: Any, y: Any, weights: Any) -> Any:
     return lanes + weights * y.unsqueeze(-2)
 
 
+def formula(lanes: Any, y: Any, weights: Any) -> Any:
+    import numpy as np
+
+    return lanes + np.einsum("...n,...d->...nd", weights[..., 0], y)
+
+
 OP = Op(
     signature="lanes[B,T,N,D], y[B,T,D], weights[*,N,1] -> written[B,T,N,D]",
     reference=write_lanes,
+    formula=formula,
     doc="Lane k plus weights[k] times y.",
     flops=lambda n: 2 * n["B"] * n["T"] * n["N"] * n["D"],
     tokenwise=("lanes", "y", "weights"),

@@ -11,9 +11,17 @@ def write_pieces(lanes: Any, y: Any, weights: Any) -> Any:
     return lanes + weights * y.unflatten(-1, (lanes.shape[-2], -1))
 
 
+def formula(lanes: Any, y: Any, weights: Any) -> Any:
+    import numpy as np
+
+    pieces = np.stack(np.split(y, lanes.shape[2], axis=-1), axis=2)
+    return lanes + np.einsum("...n,...ne->...ne", weights[..., 0], pieces)
+
+
 OP = Op(
     signature="lanes[B,T,N,E], y[B,T,N*E], weights[*,N,1] -> written[B,T,N,E]",
     reference=write_pieces,
+    formula=formula,
     doc="Lane k plus weights[k] times the k-th of N contiguous pieces of y.",
     flops=lambda n: 2 * n["B"] * n["T"] * n["N"] * n["E"],
     tokenwise=("lanes", "y", "weights"),

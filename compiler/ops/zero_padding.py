@@ -11,9 +11,16 @@ def zero_padding(x: Any, padding: Any) -> Any:
     return x.masked_fill(padding[..., None], 0.0)
 
 
+def formula(x: Any, padding: Any) -> Any:
+    y = x.copy()
+    y[padding] = 0
+    return y
+
+
 OP = Op(
     signature="x[B,T,D], padding[B,T]:bool -> y[B,T,D]",
     reference=zero_padding,
+    formula=formula,
     doc="0 where `padding`, else x.",
     samples=[Sample(shapes={"x": (2, 3, 4), "padding": (2, 3)})],
     rejects=[

@@ -74,20 +74,26 @@ def values_of(op: Op, sample: Sample, *, seed: int = 0, dtype: torch.dtype = dou
             return torch.rand(shape, generator=generator) < 0.5
         return torch.randn(shape, generator=generator, dtype=dtype)
 
+    def fixed(kind: str, value: Any) -> torch.Tensor:
+        return torch.tensor(value, dtype={"int": torch.int64, "bool": torch.bool}.get(kind, dtype))
+
     found: dict[str, Any] = {}
     for slot in slots(op, sample.shapes):
-        shape = sample.shapes[slot.name]
+        # A value that the sample fixes stands in the place of a shape to draw.
+        make = fixed if slot.name in sample.values else one
+        given = sample.values.get(slot.name, sample.shapes[slot.name])
         if slot.kind == "sizes":
-            found[slot.name] = list(shape)
+            found[slot.name] = list(given)
         elif slot.kind == "list" or slot.variadic:
-            found[slot.name] = [one(slot.kind, each) for each in shape]
+            found[slot.name] = [make(slot.kind, each) for each in given]
         else:
-            found[slot.name] = one(slot.kind, shape)
+            found[slot.name] = make(slot.kind, given)
     return found
 
 
 def run(op: Op, sample: Sample, values: Mapping[str, Any]) -> list[Any]:
-    """The outputs of the reference, one after the other."""
+    """The outputs of the reference, one after the other. What is random is the same each time."""
+    torch.manual_seed(0)
     result = op.reference(**values, **op.full_attrs(sample.attrs))
     several = len(op.parsed.outputs) > 1 or op.parsed.outputs[0].mark != ""
     return list(result) if several else [result]
