@@ -49,12 +49,13 @@ def compile_spec(
     declared = parameters(spec)
     _check_memory(declared, device, dtype)
     rates = {path: param.rate for path, param in declared.items() if param.rate is not None}
-    containers = empty_parameters(
-        {path: param.shape for path, param in declared.items()},
-        device=device,
-        dtype=dtype,
-        wide=rates,  # bfloat16 would round steps of 0.001 away
-    )
+    with torch.inference_mode(False):  # parameters that can be trained, and whose writes count
+        containers = empty_parameters(
+            {path: param.shape for path, param in declared.items()},
+            device=device,
+            dtype=dtype,
+            wide=rates,  # bfloat16 would round steps of 0.001 away
+        )
     if fill:
         _initialise(containers, declared, device, seed)
     if options is not None and options.mode == "inference":
