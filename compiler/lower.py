@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -122,14 +122,17 @@ class _Lowering:
     def __init__(self, graph: LayerGraph, containers: nn.Module, kernels: bool) -> None:
         self.graph, self.containers, self.kernels = graph, containers, kernels
         self.root = _Scope(graph, "", kernels)
-        self.blocks: dict[str, fx.GraphModule] = {}
+        self.places: Mapping[str, str] = {}  # of blocks' modules, by the path of the block
+        self.blocks: dict[str, fx.GraphModule] = {}  # by place
         self.recipes: dict[str, Recipe] = {}  # by the path of the node
 
     def program(self) -> fx.GraphModule:
         for record in self.graph.inputs():
             node = self.root.placeholder(record.path.split(".", 1)[1], Value(record.path))
             self.root.bind(record, node, bool(record.attrs["list"]))
-        for item in steps(self.graph):
+        order = steps(self.graph)
+        self.places = _places([item.block for item in order if item.block], self.containers)
+        for item in order:
             if item.block:
                 self.block(item)
             elif item.records[0].op == OUTPUT:
@@ -202,13 +205,14 @@ class _Lowering:
         scope.fx.output(made[0] if len(made) == 1 else tuple(made))
         module = self.containers.get_submodule(".".join(item.block.split(".")[-2:]))
         children = {**dict(module.named_children()), **self.folded(scope)}
-        self.blocks[item.block] = _module(scope.fx, children, item.block)
+        place = self.places[item.block]
+        self.blocks[place] = made_block = _module(scope.fx, children, item.block)
         again = [each for each in scope.fx.nodes if each.meta.get("path") in self.graph.recompute]
         if again:
-            recompute(self.blocks[item.block], [each.name for each in again])
+            recompute(made_block, [each.name for each in again])
         arguments = tuple(self.root.values[value] for value in outside)
         name = self.root.name(item.block)
-        call = self.root.fx.create_node("call_module", item.block, arguments, {}, name)
+        call = self.root.fx.create_node("call_module", place, arguments, {}, name)
         call.meta["path"] = item.block
         for port, value in enumerate(results):
             self.root.values[value] = (
@@ -276,6 +280,25 @@ def _numbered(name: str) -> Iterator[str]:
     yield name
     for i in itertools.count(1):
         yield f"{name}_{i}"
+
+
+def _places(blocks: Sequence[str], containers: nn.Module) -> dict[str, str]:
+    """Where the modules of blocks stand in a program: under their paths, but never in a module that
+    holds parameters, which all programs share, whatever a pass is called (`embed.blocks.0`).
+    """
+    whole = fx.GraphModule(nn.Module(), fx.Graph())
+    held = {name for name, _ in containers.named_children()} - {"blocks"} | {"folded"}
+    taken = {block.partition(".")[0] for block in blocks}
+    found = {}
+    for first in sorted(taken):
+        name = first
+        if first in held or hasattr(whole, first):
+            free = (n for n in _numbered(first) if n not in held | taken and not hasattr(whole, n))
+            name = next(free)
+            taken.add(name)
+        found[first] = name
+    split = [block.partition(".") for block in blocks]
+    return {first + dot + rest: found[first] + dot + rest for first, dot, rest in split}
 
 
 def _module(graph: fx.Graph, children: Mapping[str, nn.Module], name: str) -> fx.GraphModule:
