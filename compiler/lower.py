@@ -23,6 +23,7 @@ from multiway.compiler.generated import read_together
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of, grouped
 from multiway.compiler.op import registry
 from multiway.compiler.steps import Step, steps
+from multiway.runtime.containers import WideParameters
 from multiway.runtime.folded import Folded, Recipe
 from multiway.runtime.packing import Buffer, Packing
 from multiway.runtime.recompute import recompute
@@ -325,17 +326,27 @@ def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(last, module)
 
 
-def containers_for(parameters: Iterable[tuple[str, nn.Parameter]]) -> nn.Module:
-    """A tree of plain modules that holds parameters under their paths."""
+def containers_for(
+    parameters: Iterable[tuple[str, nn.Parameter]], *, wide: Collection[str] = ()
+) -> nn.Module:
+    """A tree of modules that holds parameters under their paths, and nothing else.
+
+    wide: paths of those that stay float32 at least when the model is converted.
+    """
+    parents = {path.rpartition(".")[0] for path in wide}
     root = nn.Module()
     for path, parameter in parameters:
         parent, _, name = path.rpartition(".")
-        module = root
+        module, at = root, ""
         for part in parent.split("."):
+            at = f"{at}.{part}" if at else part
             if part not in module._modules:
-                module.add_module(part, nn.Module())
+                module.add_module(part, WideParameters() if at in parents else nn.Module())
             module = module.get_submodule(part)
         module.register_parameter(name, parameter)
+        if path in wide:
+            assert isinstance(module, WideParameters)
+            module.wide = (*module.wide, name)
     return root
 
 
@@ -346,10 +357,11 @@ def empty_parameters(
     dtype: torch.dtype,
     wide: Collection[str] = (),
 ) -> nn.Module:
-    """Containers of uninitialised parameters. wide: paths of those with float32 at least."""
+    """Containers of uninitialised parameters. wide: paths of those that are float32 at least."""
 
     def made(path: str, shape: tuple[int, ...]) -> nn.Parameter:
         own = torch.promote_types(dtype, torch.float32) if path in wide else dtype
         return nn.Parameter(torch.empty(shape, device=device, dtype=own))
 
-    return containers_for((path, made(path, shape)) for path, shape in shapes.items())
+    made_all = ((path, made(path, shape)) for path, shape in shapes.items())
+    return containers_for(made_all, wide=wide)
