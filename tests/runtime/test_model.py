@@ -113,6 +113,23 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_made(
     assert caught.value.problems[0].code == "too-large"
 
 
+def test_a_model_is_random_until_weights_are_read() -> None:
+    model, other = mw.compile(NAME), mw.compile(NAME, seed=1)
+    state = other.state_dict()
+    assert model.random
+    with pytest.raises(RuntimeError):
+        model.load_state_dict({**state, "none": torch.ones(1)})
+    model.load_state_dict({}, strict=False)
+    model.load_state_dict({k: v for k, v in state.items() if "norm" not in k}, strict=False)
+    assert model.random, "norms are still those it began with"
+    fresh = {k: v for k, v in state.items() if not k.startswith("heads.")}
+    model.load_state_dict(fresh, strict=False)
+    assert not model.random
+    assert other.random and not copy.deepcopy(model).random
+    other.load_state_dict(model.state_dict(), assign=True)
+    assert not other.random
+
+
 def test_an_empty_cache_has_the_shapes_of_the_program() -> None:
     model = mw.compile(NAME, dtype=torch.float64)
     cache = new_cache(model, batch=3, slots=9)
