@@ -29,10 +29,17 @@ SpecLike = str | Path | Mapping[str, Any] | Node | Spec
 def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:
     """Reads and checks a spec: a zoo name, a path, a mapping. Raises MultiwayError.
 
-    set: values to change, by path (`block.order`) or, without a dot, dims (`depth`).
+    set: values to change, by path (`block.order`) or, without a dot, dims (`depth`). A Spec takes
+        none: it is finished.
     """
     if isinstance(source, Spec):
-        assert not set, "a Spec is final; set values where it is loaded"
+        if set:
+            raise MultiwayError.one(
+                "finished-spec",
+                f"{source.name} is loaded, and takes no settings any more: {', '.join(set)}",
+                place="set",
+                expected="settings where the spec is loaded: load(source, set=...)",
+            )
         return source
     spec = load_spec(source, set=set, resolver=catalogue(), kinds=kinds())
     check_init(spec)
