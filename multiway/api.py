@@ -73,6 +73,7 @@ def compile(
     fuse: bool = True,
     mode: Literal["train", "inference"] = "train",
     without: Sequence[str] = (),
+    allow: Sequence[str] = (),
     memory_budget: int | None = None,
     sizes: Mapping[str, int] | None = None,
     set: Mapping[str, Any] | None = None,
@@ -83,6 +84,7 @@ def compile(
     fuse: False gives the reference, which defines what every other form must compute.
     mode: "inference" takes no gradients, and may keep copies of weights with norms folded in.
     without: passes of the pipeline (compiler/pipeline.py) to leave out.
+    allow: "approx" also runs passes that compute another formula.
     memory_budget: bytes that a training step may keep for its backward at `sizes`, such as
         {"B": 4, "T": 512}; values are made again in backward until it fits. See docs/compiler.md.
     """
@@ -93,7 +95,13 @@ def compile(
     from multiway.runtime.weights import load_weights
 
     spec = load(source, set=set)
-    options = Options(mode=mode, without=without, memory_budget=memory_budget, sizes=sizes or {})
+    options = Options(
+        mode=mode,
+        without=without,
+        allow=allow,
+        memory_budget=memory_budget,
+        sizes=sizes or {},
+    )
     model = compile_spec(
         spec,
         options=options if fuse else None,
