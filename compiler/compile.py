@@ -13,7 +13,6 @@ from torch import fx, nn
 from multiway.compiler.build import parameters, program_names
 from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value, grouped
 from multiway.compiler.lower import empty_parameters, lower
-from multiway.compiler.ops.cross_entropy import IGNORED
 from multiway.compiler.pipeline import Options
 from multiway.compiler.stages import Stages
 from multiway.compiler.types import Sym, Tensor, Type, number
@@ -21,6 +20,7 @@ from multiway.runtime.collector import resting
 from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
 from multiway.runtime.kernels.packed_linear import adjoin, gains_from_adjacency
+from multiway.runtime.labels import IGNORED
 from multiway.runtime.model import Model, Programs
 from multiway.specs.errors import MultiwayError
 from multiway.specs.spec import Spec
