@@ -24,6 +24,13 @@ def counted(x: Tensor) -> bool:
     return not x.is_inference()
 
 
+def same(refs: Sequence[weakref.ref[Tensor]], tensors: Sequence[Tensor]) -> bool:
+    """Whether these are the very tensors, written to or not. One may have the `id` of one gone."""
+    if len(refs) != len(tensors):
+        return False
+    return all(ref() is x for ref, x in zip(refs, tensors, strict=True))
+
+
 def unchanged(marks: Sequence[Mark], tensors: Sequence[Tensor]) -> bool:
     """Whether these are the marked tensors, surely not written to since: never where writes are not
     counted. Another tensor may lie where one was that is gone.

@@ -325,6 +325,19 @@ def test_small_weights_in_float32_are_left_to_torch(
     assert used
 
 
+@pytest.mark.parametrize("dtype", TYPES[:1])
+def test_another_weight_with_the_number_of_one_that_is_gone_is_told(
+    dtype: torch.dtype, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "id", lambda _: 0, raising=False)
+    root = torch.nn.Module()
+    tell = packing.Packing([["weight"]], root)
+    for _ in range(2):
+        root.weight = torch.nn.Parameter(torch.ones(8, 20, dtype=dtype), requires_grad=False)
+        tell()
+        assert prepacked.known([root.weight])
+
+
 def test_copies_leave_room(monkeypatch: pytest.MonkeyPatch, used: list[str]) -> None:
     monkeypatch.setattr(packing, "ROOM", 1e-9)
     model = mw.compile("pythia-test", mode="inference")
