@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import attrgetter
 
@@ -16,6 +15,7 @@ from multiway.compiler.lower import empty_parameters, lower
 from multiway.compiler.pipeline import Options
 from multiway.compiler.stages import Stages
 from multiway.compiler.types import Sym, Tensor, Type, number
+from multiway.runtime import memory
 from multiway.runtime.collector import resting
 from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
@@ -130,11 +130,11 @@ def _check_memory(declared: Mapping[str, Param], device: torch.device, dtype: to
     needed = sum(param.size for param in declared.values()) * dtype.itemsize
     if device.type != "cpu":
         return
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    there = memory.total_bytes()
+    if there is not None and needed > there:
         raise MultiwayError.one(
             "too-large",
-            f"the weights take {needed / 2**30:,.1f} GiB, this machine has {there / 2**30:,.1f}",
+            f"the weights take {needed / 2**30:,.1f} GiB, this process may use {there / 2**30:,.1f}",
             place="compile",
             expected="a smaller model, a narrower dtype, or device='meta' to look at it",
         )

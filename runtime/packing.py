@@ -5,12 +5,12 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from multiway.runtime import memory
 from multiway.runtime.kernels import prepacked
 from multiway.runtime.marks import same
 from multiway.runtime.reads import Reads
@@ -61,9 +61,5 @@ class Packing:
 
 def _fits(size: int) -> bool:
     """Whether copies of so many bytes leave room, as far as the system tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return True
-    free = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    return free is None or size <= ROOM * free * 1024
+    free = memory.available_bytes()
+    return free is None or size <= ROOM * free

@@ -107,7 +107,7 @@ def test_a_model_without_memory_has_shapes_only() -> None:
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("os.sysconf", lambda name: 512)
+    monkeypatch.setattr("multiway.runtime.memory.total_bytes", lambda: 1 << 18)
     with pytest.raises(MultiwayError) as caught:
         mw.compile(NAME)
     assert caught.value.problems[0].code == "too-large"
