@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -12,13 +11,14 @@ from torch import fx, nn
 from multiway.compiler.assemble.build import head_of, parameters, program_names
 from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value
 from multiway.compiler.lower import empty_parameters, lower
-from multiway.compiler.ops.cross_entropy import IGNORED
 from multiway.compiler.pipeline import Options
 from multiway.compiler.stages import Stages
 from multiway.compiler.types import Sym, Tensor, Type, number
+from multiway.runtime import memory
 from multiway.runtime.collector import resting
 from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
+from multiway.runtime.labels import IGNORED
 from multiway.runtime.model import Model, Programs
 from multiway.specs.errors import MultiwayError
 from multiway.specs.language.inputs import Form
@@ -48,12 +48,13 @@ def compile_spec(
     declared = parameters(spec)
     _check_memory(declared, device, dtype)
     rates = {path: param.rate for path, param in declared.items() if param.rate is not None}
-    containers = empty_parameters(
-        {path: param.shape for path, param in declared.items()},
-        device=device,
-        dtype=dtype,
-        wide=rates,  # bfloat16 would round steps of 0.001 away
-    )
+    with torch.inference_mode(False):  # parameters that can be trained, and whose writes count
+        containers = empty_parameters(
+            {path: param.shape for path, param in declared.items()},
+            device=device,
+            dtype=dtype,
+            wide=rates,  # bfloat16 would round steps of 0.001 away
+        )
     if fill:
         _initialise(containers, declared, device, seed)
     if options is not None and options.mode == "inference":
@@ -91,11 +92,11 @@ def _check_memory(declared: Mapping[str, Param], device: torch.device, dtype: to
     needed = sum(param.size for param in declared.values()) * dtype.itemsize
     if device.type != "cpu":
         return
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    there = memory.total_bytes()
+    if there is not None and needed > there:
         raise MultiwayError.one(
             "too-large",
-            f"the weights take {needed / 2**30:,.1f} GiB, this machine has {there / 2**30:,.1f}",
+            f"the weights take {needed / 2**30:,.1f} GiB, this process may use {there / 2**30:,.1f}",
             place="compile",
             expected="a smaller model, a narrower dtype, or device='meta' to look at it",
         )

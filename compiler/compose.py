@@ -14,6 +14,7 @@ from typing import Any
 
 from multiway.compiler.op import Op, registry
 from multiway.compiler.types import Type
+from multiway.specs.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,12 @@ class _Call:
     """
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        registry()
-        return self.__dict__[name]  # type: ignore[no-any-return]
+        """A function that is not there yet. Raises AttributeError if there is no such op."""
+        if not name.startswith("__") and name in registry():  # which makes all of them
+            return self.__dict__[name]  # type: ignore[no-any-return]
+        like = "" if name.startswith("__") else nearest(name, registry())
+        hint = f"; the nearest is {like!r}" if like else ""
+        raise AttributeError(f"there is no op {name!r}{hint}", name=name, obj=self)
 
 
 call = _Call()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from multiway.compiler.generated import read_together
 from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of, grouped
 from multiway.compiler.op import registry
 from multiway.compiler.steps import Step, steps
+from multiway.runtime.containers import WideParameters
 from multiway.runtime.folded import Folded, Recipe
 from multiway.runtime.packing import Buffer, Packing
 from multiway.runtime.recompute import recompute
@@ -122,14 +123,17 @@ class _Lowering:
     def __init__(self, graph: LayerGraph, containers: nn.Module, kernels: bool) -> None:
         self.graph, self.containers, self.kernels = graph, containers, kernels
         self.root = _Scope(graph, "", kernels)
-        self.blocks: dict[str, fx.GraphModule] = {}
+        self.places: Mapping[str, str] = {}  # of blocks' modules, by the path of the block
+        self.blocks: dict[str, fx.GraphModule] = {}  # by place
         self.recipes: dict[str, Recipe] = {}  # by the path of the node
 
     def program(self) -> fx.GraphModule:
         for record in self.graph.inputs():
             node = self.root.placeholder(record.path.split(".", 1)[1], Value(record.path))
             self.root.bind(record, node, bool(record.attrs["list"]))
-        for item in steps(self.graph):
+        order = steps(self.graph)
+        self.places = _places([item.block for item in order if item.block], self.containers)
+        for item in order:
             if item.block:
                 self.block(item)
             elif item.records[0].op == OUTPUT:
@@ -203,13 +207,14 @@ class _Lowering:
         scope.fx.output(made[0] if len(made) == 1 else tuple(made))
         module = self.containers.get_submodule(".".join(item.block.split(".")[-2:]))
         children = {**dict(module.named_children()), **self.folded(scope)}
-        self.blocks[item.block] = _module(scope.fx, children, item.block)
+        place = self.places[item.block]
+        self.blocks[place] = made_block = _module(scope.fx, children, item.block)
         again = [each for each in scope.fx.nodes if each.meta.get("path") in self.graph.recompute]
         if again:
-            recompute(self.blocks[item.block], [each.name for each in again])
+            recompute(made_block, [each.name for each in again])
         arguments = tuple(self.root.values[value] for value in outside)
         name = self.root.name(item.block)
-        call = self.root.fx.create_node("call_module", item.block, arguments, {}, name)
+        call = self.root.fx.create_node("call_module", place, arguments, {}, name)
         call.meta["path"] = item.block
         for port, value in enumerate(results):
             self.root.values[value] = (
@@ -279,6 +284,25 @@ def _numbered(name: str) -> Iterator[str]:
         yield f"{name}_{i}"
 
 
+def _places(blocks: Sequence[str], containers: nn.Module) -> dict[str, str]:
+    """Where the modules of blocks stand in a program: under their paths, but never in a module that
+    holds parameters, which all programs share, whatever a pass is called (`embed.blocks.0`).
+    """
+    whole = fx.GraphModule(nn.Module(), fx.Graph())
+    held = {name for name, _ in containers.named_children()} - {"blocks"} | {"folded"}
+    taken = {block.partition(".")[0] for block in blocks}
+    found = {}
+    for first in sorted(taken):
+        name = first
+        if first in held or hasattr(whole, first):
+            free = (n for n in _numbered(first) if n not in held | taken and not hasattr(whole, n))
+            name = next(free)
+            taken.add(name)
+        found[first] = name
+    split = [block.partition(".") for block in blocks]
+    return {first + dot + rest: found[first] + dot + rest for first, dot, rest in split}
+
+
 def _module(graph: fx.Graph, children: Mapping[str, nn.Module], name: str) -> fx.GraphModule:
     """A GraphModule around the given modules themselves: parameters are shared, not copied."""
     module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=_class_name(name))
@@ -303,17 +327,27 @@ def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
     root.add_module(last, module)
 
 
-def containers_for(parameters: Iterable[tuple[str, nn.Parameter]]) -> nn.Module:
-    """A tree of plain modules that holds parameters under their paths."""
+def containers_for(
+    parameters: Iterable[tuple[str, nn.Parameter]], *, wide: Collection[str] = ()
+) -> nn.Module:
+    """A tree of modules that holds parameters under their paths, and nothing else.
+
+    wide: paths of those that stay float32 at least when the model is converted.
+    """
+    parents = {path.rpartition(".")[0] for path in wide}
     root = nn.Module()
     for path, parameter in parameters:
         parent, _, name = path.rpartition(".")
-        module = root
+        module, at = root, ""
         for part in parent.split("."):
+            at = f"{at}.{part}" if at else part
             if part not in module._modules:
-                module.add_module(part, nn.Module())
+                module.add_module(part, WideParameters() if at in parents else nn.Module())
             module = module.get_submodule(part)
         module.register_parameter(name, parameter)
+        if path in wide:
+            assert isinstance(module, WideParameters)
+            module.wide = (*module.wide, name)
     return root
 
 
@@ -324,10 +358,11 @@ def empty_parameters(
     dtype: torch.dtype,
     wide: Collection[str] = (),
 ) -> nn.Module:
-    """Containers of uninitialised parameters. wide: paths of those with float32 at least."""
+    """Containers of uninitialised parameters. wide: paths of those that are float32 at least."""
 
     def made(path: str, shape: tuple[int, ...]) -> nn.Parameter:
         own = torch.promote_types(dtype, torch.float32) if path in wide else dtype
         return nn.Parameter(torch.empty(shape, device=device, dtype=own))
 
-    return containers_for((path, made(path, shape)) for path, shape in shapes.items())
+    made_all = ((path, made(path, shape)) for path, shape in shapes.items())
+    return containers_for(made_all, wide=wide)

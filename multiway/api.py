@@ -30,10 +30,17 @@ SpecLike = str | Path | Mapping[str, Any] | Node | Spec
 def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:
     """Reads and checks a spec: a zoo name, a path, a mapping. Raises MultiwayError.
 
-    set: values to change, by path (`block.order`) or, without a dot, dims (`depth`).
+    set: values to change, by path (`block.order`) or, without a dot, dims (`depth`). A Spec takes
+        none: it is finished.
     """
     if isinstance(source, Spec):
-        assert not set, "a Spec is final; set values where it is loaded"
+        if set:
+            raise MultiwayError.one(
+                "finished-spec",
+                f"{source.name} is loaded, and takes no settings any more: {', '.join(set)}",
+                place="set",
+                expected="settings where the spec is loaded: load(source, set=...)",
+            )
         return source
     spec = load_spec(source, set=set, resolver=catalogue(), kinds=kinds())
     check_init(spec)
@@ -67,6 +74,7 @@ def compile(
     fuse: bool = True,
     mode: Literal["train", "inference"] = "train",
     without: Sequence[str] = (),
+    allow: Sequence[str] = (),
     memory_budget: int | None = None,
     sizes: Mapping[str, int] | None = None,
     passes: Sequence[Pass] = (),
@@ -78,6 +86,7 @@ def compile(
     fuse: False gives the reference, which defines what every other form must compute.
     mode: "inference" takes no gradients, and may keep copies of weights with norms folded in.
     without: passes of the pipeline (compiler/pipeline.py) to leave out.
+    allow: "approx" also runs passes that compute another formula.
     memory_budget: bytes that a training step may keep for its backward at `sizes`, such as
         {"B": 4, "T": 512}; values are made again in backward until it fits. See docs/compiler.md.
     passes: passes of one's own, which run behind those of the pipeline, or before one of them.
@@ -92,6 +101,7 @@ def compile(
     options = Options(
         mode=mode,
         without=without,
+        allow=allow,
         memory_budget=memory_budget,
         sizes=sizes or {},
         passes=passes,

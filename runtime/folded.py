@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiway.runtime.kernels.kernel import transforms
-from multiway.runtime.marks import Mark, mark, unchanged
+from multiway.runtime.marks import Mark, counted, mark, unchanged
 from multiway.runtime.reads import Reads
 
 
@@ -26,7 +26,8 @@ class Recipe:
 
 class Folded:
     """Makes buffers by their recipes, and makes them again when a parameter has changed: written
-    to, replaced, or another one for a call (`torch.func.functional_call`).
+    to, replaced, or another one for a call (`torch.func.functional_call`). Where torch does not
+    count writes, in tensors that were made in inference mode, every call makes them again.
 
     groups: recipes whose tensors are to lie one behind the other in memory, by index, so that
     several linears run as one matrix product without a copy.
@@ -46,12 +47,17 @@ class Folded:
         """Brings the buffers up to date: a hook in front of the program's forward."""
         found = self._reads.of(self.containers)
         if self._made_from is None or transforms() or not unchanged(self._made_from, found):
-            self._make(dict(zip(self._reads.paths, found, strict=True)))
+            parameters = dict(zip(self._reads.paths, found, strict=True))
             # What takes part in differentiation is made for this call alone.
-            followed = transforms() or (
-                torch.is_grad_enabled() and any(x.requires_grad for x in found)
-            )
-            self._made_from = None if followed else [mark(each) for each in found]
+            if transforms() or (torch.is_grad_enabled() and any(x.requires_grad for x in found)):
+                self._make(parameters)
+                self._made_from = None
+                return
+            # Copies of a tensor are kept where its writes are counted (prepacked), so this one's
+            # are if those of all that it is made from are, whatever mode the first call runs in.
+            with torch.inference_mode(not all(map(counted, found))), torch.no_grad():
+                self._make(parameters)
+            self._made_from = [mark(each) for each in found]
 
     def _make(self, parameters: Mapping[str, Tensor]) -> None:
         made = [

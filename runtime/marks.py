@@ -8,28 +8,38 @@ from collections.abc import Sequence
 from torch import Tensor
 
 Mark = tuple[weakref.ref[Tensor], int, int]
-"""A tensor, where it lies, and how often it has been written to."""
+"""A tensor, where it lies, and how often it has been written to, or UNCOUNTED."""
+
+UNCOUNTED = -1  # no version is that
 
 
 def mark(x: Tensor) -> Mark:
-    return weakref.ref(x), x.data_ptr(), _version(x)
+    return weakref.ref(x), x.data_ptr(), x._version if counted(x) else UNCOUNTED
+
+
+def counted(x: Tensor) -> bool:
+    """Whether torch counts what is written to x. Of tensors of inference mode nobody does, and one
+    that was converted there may have a `_version` that stands still: it is not asked.
+    """
+    return not x.is_inference()
+
+
+def same(refs: Sequence[weakref.ref[Tensor]], tensors: Sequence[Tensor]) -> bool:
+    """Whether these are the very tensors, written to or not. One may have the `id` of one gone."""
+    if len(refs) != len(tensors):
+        return False
+    return all(ref() is x for ref, x in zip(refs, tensors, strict=True))
 
 
 def unchanged(marks: Sequence[Mark], tensors: Sequence[Tensor]) -> bool:
-    """Whether these are the marked tensors, not written to since. Another one may lie where one was
-    that is gone.
+    """Whether these are the marked tensors, surely not written to since: never where writes are not
+    counted. Another tensor may lie where one was that is gone.
     """
     if len(marks) != len(tensors):
         return False
     for (ref, place, version), x in zip(marks, tensors, strict=True):
-        if ref() is not x or place != x.data_ptr() or version != _version(x):
+        if version == UNCOUNTED or ref() is not x or place != x.data_ptr():
+            return False
+        if version != x._version:
             return False
     return True
-
-
-def _version(x: Tensor) -> int:
-    """How often x has been written to. Of tensors of inference mode nobody counts that."""
-    try:
-        return x._version
-    except RuntimeError:
-        return -1

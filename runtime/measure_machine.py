@@ -12,20 +12,21 @@ from typing import Any
 
 import torch
 
+from multiway.runtime.memory import physical_bytes
+
 _ROOT = Path(__file__).resolve().parents[1]
 _WRITTEN = ("benchmarks/results", "docs")  # measuring itself writes there
 
 
 def machine() -> dict[str, Any]:
     """The computer: CPU model, cores, threads that torch uses, bytes of memory, system."""
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     allowed = getattr(os, "sched_getaffinity", None)
     return {
         "cpu": _cpu_model(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "cores": len(allowed(0)) if allowed is not None else os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": pages,
+        "memory_bytes": physical_bytes(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
     }
 

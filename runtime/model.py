@@ -87,6 +87,14 @@ class Model(nn.Module):
         """What a program takes: names, shapes, limits."""
         return self._expected(program)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of any module. The weights are then no longer random, if all but a head's came."""
+        keys = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        self.random &= any(not name.startswith("heads.") for name in keys.missing_keys)
+        return keys
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device

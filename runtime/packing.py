@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from multiway.runtime import memory
 from multiway.runtime.kernels import prepacked
+from multiway.runtime.marks import same
 from multiway.runtime.reads import Reads
 
 ROOM = 0.5  # of the memory that is free: copies that take more are not made
@@ -35,17 +37,16 @@ class Packing:
         every = [each for group in groups for each in group]
         self._reads = Reads([each for each in every if isinstance(each, str)])
         self._buffers = [each for each in every if isinstance(each, Buffer)]
-        self._told: list[int] = []
+        self._told: list[weakref.ref[torch.Tensor]] = []
 
     def __call__(self, *_: Any) -> None:
         if torch.compiler.is_compiling():
             return
         parameters = self._reads.of(self.containers)
         buffers = [getattr(each.module, each.name) for each in self._buffers]
-        told = [*map(id, parameters), *map(id, buffers)]
-        if told != self._told:
+        if not same(self._told, found := [*parameters, *buffers]):
             self._tell(iter(parameters), iter(buffers))
-            self._told = told
+            self._told = [weakref.ref(each) for each in found]
 
     def _tell(self, parameters: Any, buffers: Any) -> None:
         groups = [
@@ -60,9 +61,5 @@ class Packing:
 
 def _fits(size: int) -> bool:
     """Whether copies of so many bytes leave room, as far as the system tells."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return True
-    free = next((int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)
-    return free is None or size <= ROOM * free * 1024
+    free = memory.available_bytes()
+    return free is None or size <= ROOM * free

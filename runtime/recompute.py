@@ -13,7 +13,7 @@ import itertools
 import operator
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -88,6 +88,14 @@ class _Recomputed:
         raise AssertionError("a block without output")
 
 
+class _Place(NamedTuple):
+    """Where a tensor lies: the address of its storage, 0 where there is no memory, and how."""
+
+    storage: int
+    dtype: torch.dtype
+    layout: Layout
+
+
 @dataclass(frozen=True, slots=True)
 class _Slot:
     """What autograd holds in the place of a tensor that is made again."""
@@ -134,8 +142,8 @@ class _Frame:
                 return _Slot(self, own[-1])
 
             return saved_tensors_hooks(give, _unpack)
-        sources = {
-            values[each].untyped_storage()._cdata: each
+        sources = {  # not the values themselves: autograd holds what is called below
+            each: _place(values[each])
             for each in node.all_input_nodes
             if each in self.block.again and isinstance(values[each], Tensor)
         }
@@ -143,14 +151,15 @@ class _Frame:
             return contextlib.nullcontext()
 
         def keep(tensor: Tensor) -> _Slot | Tensor:
-            source = sources.get(tensor.untyped_storage()._cdata)
+            place = _place(tensor)
+            found = (each for each, whole in sources.items() if _is_part(place, whole))
+            source = next(found, None)
             if source is None:
                 return tensor.detach()  # of an output, the tensor itself would hold its own maker
-            part = _Part(next(self.keys), _layout(tensor), wholes[source])
+            part = _Part(next(self.keys), place.layout, sources[source].layout)
             self.parts.setdefault(source, []).append(part)
             return _Slot(self, part.key)
 
-        wholes = {each: _layout(values[each]) for each in sources.values()}
         return saved_tensors_hooks(keep, _unpack)
 
     def take(self, key: int) -> Tensor:
@@ -229,6 +238,44 @@ def _leaf(value: Any) -> Any:
 
 def _layout(tensor: Tensor) -> Layout:
     return tuple(tensor.shape), tensor.stride(), int(tensor.storage_offset())
+
+
+def _place(tensor: Tensor) -> _Place:
+    return _Place(tensor.untyped_storage().data_ptr(), tensor.dtype, _layout(tensor))
+
+
+def _is_part(tensor: _Place, value: _Place) -> bool:
+    """Whether all numbers of a tensor are surely numbers of a value that is there.
+
+    Several values may lie in one storage, side by side or in turn: of a part of one that lies in
+    turn with others it is not known.
+    """
+    if not value.storage or tensor[:2] != value[:2]:
+        return False
+    part, whole = tensor.layout, value.layout
+    if part == whole or _axes(part) == _axes(whole):
+        return True
+    dense = all(stride == 1 for stride, _ in _axes(whole)[1])
+    return dense and whole[2] <= part[2] and _end(part) <= _end(whole)
+
+
+def _axes(layout: Layout) -> tuple[int, list[tuple[int, int]]]:
+    """Which numbers of a storage a tensor holds: the first, and (stride, size) with as few axes as
+    can be. Two views of the same numbers have the same, in whatever order and shape.
+    """
+    sizes, strides, offset = layout
+    found: list[tuple[int, int]] = []
+    for stride, size in sorted(zip(strides, sizes, strict=True)):
+        if found and stride == found[-1][0] * found[-1][1]:
+            found[-1] = found[-1][0], found[-1][1] * size
+        elif stride and size != 1:
+            found.append((stride, size))
+    return offset, found
+
+
+def _end(layout: Layout) -> int:
+    sizes, strides, offset = layout
+    return offset + sum((n - 1) * stride for n, stride in zip(sizes, strides, strict=True))
 
 
 def _autocast(args: tuple[Any, ...]) -> Callable[[], contextlib.AbstractContextManager[Any]]:

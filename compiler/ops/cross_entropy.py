@@ -6,8 +6,7 @@ from typing import Any
 
 from multiway.compiler.op import Attr, Op, Reject, Sample
 from multiway.compiler.precision import wide
-
-IGNORED = -100  # the label of what does not count, as in torch
+from multiway.runtime.labels import IGNORED
 
 
 def cross_entropy(logits: Any, labels: Any, *, smoothing: float) -> Any:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels.kernel import Kernel, autocasts
-
-IGNORED = -100  # the label of what does not count, as in torch
+from multiway.runtime.labels import IGNORED
 
 CHUNK_BYTES = {"cpu": 64 << 20}
 """Bytes of one chunk's logits in float32 (float64 where x is), of which two are held at a time;

@@ -14,7 +14,8 @@ torch's linear is
     788 x 3072 -> 768         0.94 to 0.96    0.91 to 0.92
 
 Which weights is the pass pack_weights' business; `runtime/packing.py` tells them here. Everything
-that was told is forgotten with its weight, and laid out again where the weight was written to.
+that was told is forgotten with its weight, and laid out again where the weight was written to. Of
+what was made in inference mode no copy is kept: torch does not count what is written there.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multiway.runtime.kernels.kernel import autocasts, traced
-from multiway.runtime.marks import Mark, mark, unchanged
+from multiway.runtime.marks import Mark, counted, mark, unchanged
 
 # In float32 fewer rows do not gain, nor do weights of fewer numbers: 2048 x 256 -> 1024 takes 0.97
 # of torch's time, and 1.02 with the residual added.
@@ -153,7 +154,8 @@ class _Entry:
             self.others += 1
             if self.others < PATIENCE:
                 return None
-        if any(each.dtype != dtype for each in given):
+        if any(each.dtype != dtype or not counted(each) for each in given):
+            self.made = None
             return None
         if mkl and any(each.numel() < SMALLEST for each in weights):
             return None

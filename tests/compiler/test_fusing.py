@@ -344,6 +344,20 @@ def test_an_unknown_allowance_is_an_error() -> None:
         Options(allow=["fast"])
 
 
+def test_approximations_run_where_a_model_allows_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def run(graph: LayerGraph, *_: Any) -> LayerGraph:
+        ran.append(graph.name)
+        return graph
+
+    approx = Pass(name="guess", does="nothing", numerics="approx", run=run)
+    monkeypatch.setattr("multiway.compiler.pipeline.PIPELINE", (approx,))
+    for allow in ((), ("approx",)):
+        assert mw.compile("pythia-test", allow=allow).programs["forward"]
+        assert ran == ["forward"] * len(allow)
+
+
 @pytest.mark.parametrize("each", EXACT, ids=[p.name for p in EXACT])
 def test_an_exact_pass_changes_no_bit(each: Pass) -> None:
     name, program, options = FIRES[each.name]

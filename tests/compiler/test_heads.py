@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,9 @@ from strategies import random_inputs, randomise, sizes_of
 from torch.nn import functional as F
 
 import multiway as mw
+from multiway.compiler.correspond import corresponds
+from multiway.compiler.graph import LayerGraph
+from multiway.compiler.lower import lower
 from multiway.runtime.model import Model, new_cache
 from multiway.specs.errors import MultiwayError
 
@@ -319,6 +323,23 @@ def test_an_embedding_is_the_projected_first_token() -> None:
             parameter.copy_(own[name])
     weight, bias = param(model, "project.image.weight"), param(model, "project.image.bias")
     close(model.run("encode_image", image=image), F.linear(trunk(image=image)[:, 0], weight, bias))
+
+
+@pytest.mark.parametrize("name", ["embed", "heads", "output", "blocks", "folded", "graph"])
+def test_blocks_of_a_tower_do_not_stand_among_parameters(name: str) -> None:
+    """Whatever a tower is called: a state dict, and a file, hold parameters only."""
+    model = model_of(towers(project={"width": 5}))
+    names = list(model.state_dict())
+    # One that is called as parameters' modules are, and one that is called as its blocks could be.
+    text = json.dumps(mw.build(model.spec, program="loss").to_json())
+    for old, new in (("image", name), ("text", f"{name}_1")):
+        text = text.replace(f'"{old}.blocks.', f'"{new}.blocks.')
+    graph = LayerGraph.from_json(json.loads(text))
+    program = lower(graph, model)
+    assert corresponds(graph, program)
+    assert list(model.state_dict()) == names
+    given = inputs(model, "loss", length=4)
+    close(program(*given.values())[0], model.loss(**given)[0])
 
 
 # Masked modelling and features

@@ -5,6 +5,7 @@ An op is tested by existing: the generic tests list the registry.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from multiway.compiler.compose import call as call_of_ops
 from multiway.compiler.op import Op, Reject, Sample, registry
 from multiway.compiler.signature import ShapeError, Slot
 from multiway.compiler.types import History, Sizes, Tensor, Type
@@ -491,3 +493,11 @@ def test_activations_are_their_formulas() -> None:
     }
     for kind, want in formulas.items():
         close(call("activation", x, kind=kind), want)
+
+
+def test_calls_have_the_ops_and_nothing_else() -> None:
+    assert callable(call_of_ops.linear)
+    assert not hasattr(call_of_ops, "lineer")
+    with pytest.raises(AttributeError, match="there is no op 'lineer'; the nearest is 'linear'"):
+        _ = call_of_ops.lineer
+    assert copy.copy(call_of_ops).linear is call_of_ops.linear

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -398,6 +399,48 @@ def test_biases_of_a_model_in_bfloat16_keep_small_steps() -> None:
     loss, _ = model.loss(text=text, labels=text)
     loss.backward()
     assert loss.isfinite()
+
+
+NARROW = {
+    "half": lambda each: each.half(),
+    "bfloat16": lambda each: each.bfloat16(),
+    "to": lambda each: each.to(torch.bfloat16),
+    "to device": lambda each: each.to("cpu", torch.float16),
+    "type": lambda each: each.type(torch.bfloat16),
+    "blocks": lambda each: each.blocks.to(torch.bfloat16),
+    "from double": lambda each: each.double().to(torch.bfloat16),
+    "program": lambda each: each.programs["forward"].to(torch.bfloat16),
+    "copy": lambda each: copy.deepcopy(each).to(torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("how", NARROW)
+def test_biases_stay_wide_in_a_model_that_is_narrowed(how: str) -> None:
+    model = mw.compile(text_model(BIASED), head="mlm")
+    path = "blocks.0.ffn.router.balance"
+    model.get_parameter(path).fill_(0.5005)
+    narrowed = NARROW[how](model)
+    model = narrowed if how == "copy" else model
+    for name in model.balance_rates:
+        bias = model.get_parameter(name)
+        assert bias.dtype == torch.float32 and not bias.requires_grad
+    close(model.get_parameter(path), torch.full((4,), 0.5005))
+    assert model.get_parameter("blocks.0.ffn.router.weight").dtype in (
+        torch.bfloat16,
+        torch.float16,
+    )
+    if how in ("bfloat16", "to", "copy"):
+        assert model.loss(text=ids(2, 9), labels=ids(2, 9))[0].isfinite()
+
+
+def test_biases_follow_to_wider_types_and_other_devices() -> None:
+    model = mw.compile(text_model(BIASED), head="mlm", dtype=torch.bfloat16)
+    bias = "blocks.0.ffn.router.balance"
+    assert model.float().get_parameter(bias).dtype == torch.float32
+    assert model.double().get_parameter(bias).dtype == torch.float64
+    assert model.to("meta", torch.bfloat16).get_parameter(bias).dtype == torch.float32
+    assert model.get_parameter(bias).is_meta
+    assert not model.to_empty(device="cpu").get_parameter(bias).is_meta
 
 
 def test_experts_are_used_more_evenly_after_some_steps() -> None:

@@ -198,3 +198,33 @@ def test_folded_weights_follow_what_replaces_a_parameter() -> None:
         model.load_state_dict(state, assign=True)
         want = torch.func.functional_call(reference, state, kwargs=tokens)
         torch.testing.assert_close(model(**tokens), want)
+
+
+@pytest.mark.parametrize("how", ["assigned", "converted"])
+def test_folded_weights_follow_writes_that_nobody_counts(how: str) -> None:
+    """Parameters made in inference mode have no version that a write would raise."""
+    reference, model = pair(mw.load("pythia-test"), mode="inference")
+    tokens = {"tokens": torch.arange(6)[None]}
+    for each in (reference, model):
+        with torch.inference_mode():
+            if how == "assigned":
+                state = {name: p.clone() for name, p in each.named_parameters()}
+                each.load_state_dict(state, assign=True)
+            else:
+                each.float().double()
+    assert all(p.is_inference() for p in model.parameters())
+    with torch.inference_mode():
+        model(**tokens)
+        for each in (reference, model):
+            for parameter in each.parameters():
+                parameter.mul_(1.5)
+        torch.testing.assert_close(model(**tokens), reference(**tokens))
+
+
+def test_a_model_made_in_inference_mode_is_an_ordinary_one() -> None:
+    with torch.inference_mode():
+        model = mw.compile("pythia-test")
+    assert not any(p.is_inference() for p in model.parameters())
+    tokens = torch.arange(4)[None]
+    model.loss(tokens=tokens, labels=tokens)[0].backward()
+    assert all(p.grad is not None for p in model.parameters())

@@ -107,10 +107,27 @@ def test_a_model_without_memory_has_shapes_only() -> None:
 def test_a_model_that_cannot_fit_is_refused_before_it_is_made(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("os.sysconf", lambda name: 512)
+    monkeypatch.setattr("multiway.runtime.memory.total_bytes", lambda: 1 << 18)
     with pytest.raises(MultiwayError) as caught:
         mw.compile(NAME)
     assert caught.value.problems[0].code == "too-large"
+
+
+def test_a_model_is_random_until_weights_are_read() -> None:
+    model, other = mw.compile(NAME), mw.compile(NAME, seed=1)
+    state = other.state_dict()
+    assert model.random
+    with pytest.raises(RuntimeError):
+        model.load_state_dict({**state, "none": torch.ones(1)})
+    model.load_state_dict({}, strict=False)
+    model.load_state_dict({k: v for k, v in state.items() if "norm" not in k}, strict=False)
+    assert model.random, "norms are still those it began with"
+    fresh = {k: v for k, v in state.items() if not k.startswith("heads.")}
+    model.load_state_dict(fresh, strict=False)
+    assert not model.random
+    assert other.random and not copy.deepcopy(model).random
+    other.load_state_dict(model.state_dict(), assign=True)
+    assert not other.random
 
 
 def test_an_empty_cache_has_the_shapes_of_the_program() -> None:

@@ -153,6 +153,36 @@ def test_copies_follow_their_weights(dtype: torch.dtype, used: list[str]) -> Non
 
 
 @of_every_type
+def test_no_copy_is_kept_where_nobody_counts_writes(dtype: torch.dtype, used: list[str]) -> None:
+    """Weights that were made in inference mode have no version."""
+    with torch.inference_mode():
+        x, (weight, ordinary), (bias, other) = made(dtype, widths=(24, 24))
+    ordinary = ordinary.clone()
+    for told, beside in ((weight, other.clone()), (ordinary, bias)):
+        prepacked.tell([told])
+        for _ in range(2):
+            near(prepacked.linear(x, told, beside), x, told, beside)
+            with torch.inference_mode():
+                (told if told.is_inference() else beside).mul_(2)
+    assert not used
+
+
+@of_every_type
+def test_copies_of_folded_weights_are_made_once_in_inference_mode(
+    dtype: torch.dtype, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepacked, "FEWEST_ROWS", 1)
+    model = mw.compile("pythia-test", dtype=dtype, mode="inference")
+    copies: list[str] = []
+    monkeypatch.setattr(prepacked, "_made", watched(copies, "made", prepacked._made))
+    with torch.inference_mode():
+        model(**inputs(model, dtype))
+        first = len(copies)
+        model(**inputs(model, dtype))
+    assert used and 0 < first == len(copies)
+
+
+@of_every_type
 def test_what_was_told_of_a_weight_is_not_of_another(
     dtype: torch.dtype, used: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -293,6 +323,19 @@ def test_small_weights_in_float32_are_left_to_torch(
     monkeypatch.setattr(prepacked, "SMALLEST", 24 * 20)
     prepacked.linear(x, weights[0], biases[0])
     assert used
+
+
+@pytest.mark.parametrize("dtype", TYPES[:1])
+def test_another_weight_with_the_number_of_one_that_is_gone_is_told(
+    dtype: torch.dtype, used: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "id", lambda _: 0, raising=False)
+    root = torch.nn.Module()
+    tell = packing.Packing([["weight"]], root)
+    for _ in range(2):
+        root.weight = torch.nn.Parameter(torch.ones(8, 20, dtype=dtype), requires_grad=False)
+        tell()
+        assert prepacked.known([root.weight])
 
 
 def test_copies_leave_room(monkeypatch: pytest.MonkeyPatch, used: list[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 import multiway as mw
+from multiway.specs.errors import MultiwayError
 from multiway.specs.language.block import Rotary
 from multiway.specs.language.inputs import Learned
 from multiway.specs.text.source import parse
@@ -108,6 +109,19 @@ def test_every_zoo_entry_is_its_own_text(name: str) -> None:
     assert again.text() == spec.text()
     assert dict(again.dims) == dict(spec.dims)
     assert (again.blocks, again.inputs) == (spec.blocks, spec.inputs)
+
+
+def test_a_finished_spec_takes_no_settings() -> None:
+    spec = mw.load(DECODER)
+    assert mw.load(spec) is mw.load(spec, set={}) is spec
+    for take in (mw.load, mw.build, mw.compile):
+        with pytest.raises(MultiwayError) as caught:
+            take(spec, set={"depth": 3, "block.order": "post"})
+        assert str(caught.value) == (
+            f"set: error[finished-spec]: {spec.name} is loaded, and takes no settings any more: "
+            "depth, block.order\n"
+            "  expected: settings where the spec is loaded: load(source, set=...)"
+        )
 
 
 # Layers
