@@ -26,7 +26,7 @@ def unit(dtype: torch.dtype) -> float:
 
 
 def root_mean_square(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt()) if x.numel() else 0.0
+    return float(x.detach().double().square().mean().sqrt()) if x.numel() else 0.0
 
 
 def margin(dtype: torch.dtype, *, terms: int, size: float) -> float:
