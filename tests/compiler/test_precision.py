@@ -18,6 +18,7 @@ import torch
 from fused import heads, outputs, settings, sizes_for
 from hypothesis import given
 from members import members
+from rounding import margin
 from strategies import random_inputs, specs
 from test_properties import some_sizes
 from torch import Tensor
@@ -28,6 +29,7 @@ from multiway.compiler.graph import LayerGraph
 from multiway.runtime.model import Model
 
 DRAWS = 8
+TERMS = 64  # of most sums in small members
 FACTOR = 2.0  # over these draws chance makes up to 1.4 times
 TRAINED = [
     each
@@ -57,7 +59,7 @@ def test_outputs_are_no_farther_from_float64_than_eager(
             want = outputs(exact, program, cast(given, torch.float64))
         for i, (*ours, right) in enumerate(zip(*found, want, strict=True)):
             if right.is_floating_point():
-                floor = torch.finfo(dtype).eps * float(right.norm()) + 1e-30
+                floor = margin(dtype, terms=TERMS, size=float(right.norm())) + 1e-30
                 by_eager, by_fused = (
                     float((each.double() - right).norm()) + floor for each in ours
                 )
@@ -86,7 +88,6 @@ def distances(spec: mw.Spec, graph: LayerGraph, sizes: Any, dtype: torch.dtype) 
         "fused": mw.compile(spec, dtype=dtype),
     }
     start = {name: value.clone() for name, value in models["right"].state_dict().items()}
-    eps = torch.finfo(dtype).eps
     logs = dict.fromkeys(start, 0.0)
     for seed in range(DRAWS):
         weights = {name: value.to(dtype) for name, value in moved(start, seed)}
@@ -94,7 +95,8 @@ def distances(spec: mw.Spec, graph: LayerGraph, sizes: Any, dtype: torch.dtype) 
         found = {side: gradients(model, weights, given) for side, model in models.items()}
         whole = sum(float(each.square().sum()) for each in found["right"].values()) ** 0.5
         for name, right in found["right"].items():
-            floor = eps * (2 * float(right.norm()) + whole / 32) + 1e-30
+            size = float(right.norm()) + whole / 64
+            floor = margin(dtype, terms=TERMS, size=size) + 1e-30
             fused, eager = (
                 float((found[side][name] - right).norm()) + floor for side in ("fused", "eager")
             )

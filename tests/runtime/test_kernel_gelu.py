@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from comparing import check, draw
+from rounding import assert_near, assert_no_farther
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -110,29 +111,26 @@ def slopes(x: Tensor) -> Tensor:
     return torch.special.ndtr(x) + torch.where(density > 0, x * density, 0.0)
 
 
-def test_gelu_of_every_magnitude_is_as_near_as_torchs() -> None:
+def test_gelu_of_every_magnitude_is_near() -> None:
     x = numbers()
     exact = x.double() * torch.special.ndtr(x.double())
     found = gelu.forward(ALONE, x, None, None, torch.full_like(x, math.nan))
-    ours, torchs = ((y.double() - exact).abs() for y in (found, F.gelu(x)))
-    # torch's depends on the processor: with AVX2 its erf is nearer in the tails than with AVX-512.
-    assert ours.max() <= 2.5 * torchs.max() and ours.norm() <= 1.2 * torchs.norm()
+    ours = (found.double() - exact).abs()
+    # The fit is 1e-8 from Phi, and four roundings of numbers up to 1 are 2.4e-7. torch's own error is
+    # no measure: it depends on the processor.
     assert (ours <= 2.5e-7 * x.abs() + 1e-45).all()  # 1e-45: half of the least float
     near = (x > -1) & (x != 0)
     assert (ours[near] <= 8e-7 * exact[near].abs() + 1e-45).all()
     assert found[x < -6].count_nonzero() == 0 and (found[x > 6] == x[x > 6]).all()
 
 
-def test_the_slope_of_every_magnitude_is_as_near_as_torchs() -> None:
+def test_the_slope_of_every_magnitude_is_near() -> None:
     x = numbers()
     exact = slopes(x)
     found = gelu.backward(ALONE, x, None, torch.ones_like(x))
-    leaf = x.clone().requires_grad_()
-    (torchs,) = torch.autograd.grad(F.gelu(leaf).sum(), leaf)
-    ours, theirs = ((y.double() - exact).abs() for y in (found.x, torchs))
-    assert ours.max() <= 1.2 * theirs.max() and ours.norm() <= 1.3 * theirs.norm()
+    assert ((found.x.double() - exact).abs() <= 3e-7).all()  # as above: slopes are up to 1.13
     assert (found.x[x > 7] == 1).all() and found.x[x < -7].count_nonzero() == 0
-    torch.testing.assert_close(found.summed.double(), exact.sum(0), rtol=2e-7, atol=1e-5)
+    assert_near(found.summed, found.x.double().sum(0), terms=1)  # summed in float64
 
 
 def test_what_is_no_number() -> None:
@@ -253,4 +251,4 @@ def test_bfloat16_is_no_farther_from_float64_than_torch(norm: str) -> None:
     exact = results(reference(norm), torch.float64)
     ours, eager = results(kernel(norm), torch.bfloat16), results(composed, torch.bfloat16)
     for one, other, truth in zip(ours, eager, exact, strict=True):
-        assert (one.double() - truth).norm() <= 1.1 * (other.double() - truth).norm()
+        assert_no_farther(one, other, truth, terms=96, factor=1.1)

@@ -19,6 +19,7 @@ from mixing import (
     reference,
     same,
 )
+from rounding import assert_no_farther
 from torch import Tensor
 
 from multiway.runtime.kernels import kernels, native
@@ -92,8 +93,7 @@ def test_no_farther_from_float64_than_the_definition_is(path: str, dtype: torch.
             outputs = case.run(function)
             results.append([*outputs, *grads_of(loss_of(outputs, 1), case.leaves)])
         for truth, eager, ours in zip(*results, strict=True):
-            allowed = 3 * (eager.to(double) - truth).abs().mean() + 1e-12
-            assert (ours.to(double) - truth).abs().mean() <= allowed
+            assert_no_farther(ours, eager, truth, terms=2 * 300)
 
 
 @needs_c

@@ -13,6 +13,7 @@ from multiway.runtime.kernels.native.calls import (
     SUFFIX_WITH_HALF,
     addresses,
     alike,
+    check_memory,
     sum_apart,
     threads,
 )
@@ -151,4 +152,5 @@ def _run(name: str, call: _Call, out: Tensor) -> None:
     loaded = native.library("rotate_heads")
     assert loaded is not None
     if out.numel():
-        getattr(loaded, f"{name}_{SUFFIX_WITH_HALF[out.dtype]}")(ctypes.byref(call))
+        function = getattr(loaded, f"{name}_{SUFFIX_WITH_HALF[out.dtype]}")
+        check_memory(function(ctypes.byref(call)), name)

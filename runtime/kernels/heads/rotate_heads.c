@@ -1,7 +1,7 @@
 /* Heads out of a projection: a norm over the channels of each head and a rotation of pairs.
  *
  * A call handles batch * length tokens; each token's heads are read once and written once, forward
- * and backward, and what lies between stays in two rows of scratch. The tokens are cut into
+ * and backward, and what lies between stays in a few rows of scratch. The tokens are cut into
  * `threads` parts of fixed size, so results depend on the number of threads but not on their order.
  * Of bfloat16 nothing is rounded but results: each head is computed in float, by tables of float.
  */
@@ -10,7 +10,6 @@
 #include <string.h>
 
 enum { NO_NORM, RMS_NORM, LAYER_NORM };
-enum { WIDEST = 1024 }; /* channels of a head; compiled.py asks for no more */
 
 /* compiled.py declares the same; strides count elements. */
 struct call {

@@ -14,7 +14,7 @@ INLINE void NAME(exps)(REAL *x)
         const REAL rest = (y - (REAL)k * LN2_HIGH) - (REAL)k * LN2_LOW;
         REAL p = 1;
         for (int i = DEGREE; i > 0; i--) p = 1 + p * rest * (REAL)inverse[i];
-        union { WORD word; REAL real; } power = {.word = (WORD)((k + EXPONENT) << MANTISSA)};
+        union { BITS bits; REAL real; } power = {.bits = (BITS)(k + EXPONENT) << MANTISSA};
         x[t] = p * power.real;
     }
 }

@@ -58,6 +58,7 @@ struct call {
 
 #define REAL float
 #define WORD int32_t
+#define BITS uint32_t
 #define MANTISSA 23
 #define EXPONENT 127
 #define LARGEST 88
@@ -68,6 +69,7 @@ struct call {
 #include "lanes.h"
 #undef REAL
 #undef WORD
+#undef BITS
 #undef MANTISSA
 #undef EXPONENT
 #undef LARGEST
@@ -78,6 +80,7 @@ struct call {
 
 #define REAL double
 #define WORD int64_t
+#define BITS uint64_t
 #define MANTISSA 52
 #define EXPONENT 1023
 #define LARGEST 708

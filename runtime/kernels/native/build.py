@@ -29,6 +29,9 @@ FLAGS = (
     # with a layer norm of 788 x 3072 takes 0.99 ms so, and 0.67 with whole ones.
     *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
 )
+# What not every compiler has. Probed frames: one larger than what is left of a stack is a fault where
+# it begins, and never a write into what lies beyond the guard page.
+OPTIONAL = ("-fstack-clash-protection",)
 HEADERS = Path(__file__).resolve().parent  # what C files share
 TIMEOUT_S = 300
 
@@ -111,7 +114,7 @@ def _key(source: Path, tools: Toolchain) -> str:
     digest = hashlib.sha256()
     shared = sorted(HEADERS.glob("*.h"))
     texts = [*shared, *(p for p in sorted(source.parent.iterdir()) if p.suffix in (".c", ".h"))]
-    for part in (source.name, *FLAGS, tools.compiler, tools.version, _processor()):
+    for part in (source.name, *FLAGS, *OPTIONAL, tools.compiler, tools.version, _processor()):
         digest.update(part.encode() + b"\0")
     for path in texts:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
@@ -129,13 +132,26 @@ def _processor() -> str:
     return "\n".join([platform.machine(), platform.processor(), *sorted(set(lines))])
 
 
+def command(tools: Toolchain) -> list[str]:
+    """The compiler with the flags it takes; a source and `-o` are to follow."""
+    flags = [flag for flag in OPTIONAL if _takes(tools.compiler, flag)]
+    return [tools.compiler, *FLAGS, *flags, f"-I{HEADERS}"]
+
+
+@functools.cache
+def _takes(compiler: str, flag: str) -> bool:
+    """Whether it compiles nothing with this flag, and without a warning."""
+    probe = [compiler, "-Werror", flag, "-x", "c", "-S", os.devnull, "-o", os.devnull]
+    return not isinstance(_run(probe), Refused)
+
+
 def _compile(source: Path, target: Path, tools: Toolchain) -> Refused | None:
     """Compiles into a file of our own and renames it, so that no other process sees half of it."""
     handle, name = tempfile.mkstemp(prefix=f"{source.stem}-", suffix=".tmp", dir=target.parent)
     os.close(handle)
     made = Path(name)
     try:
-        done = _run([tools.compiler, *FLAGS, f"-I{HEADERS}", str(source), "-o", name, "-lm"])
+        done = _run([*command(tools), str(source), "-o", name, "-lm"])
         if isinstance(done, Refused):
             return Refused(f"{source.name}: {done.reason}")
         content = made.read_bytes()

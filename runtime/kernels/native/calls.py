@@ -39,6 +39,12 @@ def threads(elements: int, rows: int) -> int:
     return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD, rows))
 
 
+def check_memory(failed: int, name: str) -> None:
+    """Raises MemoryError if so many threads of a C function got no memory to work in."""
+    if failed:
+        raise MemoryError(f"{name}: {failed} threads got no memory to work in")
+
+
 def rows_of(x: Tensor) -> tuple[Tensor, int]:
     """x [..., D] as rows that lie one step apart, copied only if they do not, and that step."""
     if x.is_contiguous():

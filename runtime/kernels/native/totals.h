@@ -6,7 +6,7 @@
 
 static void NAME(clear)(double *totals, int64_t threads, int64_t n)
 {
-    memset(totals, 0, (size_t)(threads * n) * sizeof(double));
+    if (n) memset(totals, 0, (size_t)(threads * n) * sizeof(double)); /* else they may be NULL */
 }
 
 /* Writes the sum over threads of n numbers, which are `step` apart from thread to thread, to a row of

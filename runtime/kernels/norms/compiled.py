@@ -10,7 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF, alike, sum_apart, threads
+from multiway.runtime.kernels.native.calls import (
+    SUFFIX_WITH_HALF,
+    alike,
+    check_memory,
+    sum_apart,
+    threads,
+)
 
 NORMS = ("layer_norm", "rms_norm")  # numbered as in norms.c
 WIDEST, MOST = 8192, 2
@@ -112,4 +118,5 @@ def _run(name: str, call: _Call, x: Tensor) -> None:
     loaded = native.library("norms")
     assert loaded is not None
     if x.numel():
-        getattr(loaded, f"{name}_{SUFFIX_WITH_HALF[x.dtype]}")(ctypes.byref(call))
+        function = getattr(loaded, f"{name}_{SUFFIX_WITH_HALF[x.dtype]}")
+        check_memory(function(ctypes.byref(call)), name)

@@ -8,7 +8,7 @@
 #include <string.h>
 
 enum { NO_NORM, LAYER_NORM, RMS_NORM };
-enum { WIDEST = 8192, FLUSH = 32 }; /* rows summed in float before the double sums */
+enum { FLUSH = 32 }; /* rows summed in float before the double sums */
 
 /* gelu.py declares the same. Rows are contiguous: of bfloat16 where `half`, or else of float. */
 struct call {
@@ -25,11 +25,15 @@ struct call {
 #define NAME(name) name
 #include "rows.h"
 #include "gelu.h"
+#include "scratch.h"
 #include "totals.h"
 
-static void forward_rows(const struct call *c, int64_t first, int64_t last) {
-    const int64_t n = c->width;
-    float active[WIDEST], wide[WIDEST], mean, by;
+/* This and backward_rows return whether there was no memory to work in. */
+static int forward_rows(const struct call *c, int64_t first, int64_t last) {
+    const int64_t n = c->width, step = apart(n);
+    float *active = scratch(2 * step * (int64_t)sizeof(float)), mean, by;
+    if (!active) return 1;
+    float *wide = active + step;
     for (int64_t row = first; row < last; row++) {
         const float *x = row_of(c->half, c->x, row * n, wide, n);
         float *out = begin_row(c->half, c->out, row * n, wide);
@@ -42,6 +46,8 @@ static void forward_rows(const struct call *c, int64_t first, int64_t last) {
         }
         end_row(c->half, c->out, row * n, out, n);
     }
+    free(active);
+    return 0;
 }
 
 /* The gradient of gelu(x), from that of its norm; adds to the gradients of gain and shift. */
@@ -57,11 +63,10 @@ static void before_norm(const struct call *c, const float *x, const float *grad,
     through(d, unit, by, layer, room, n);
 }
 
-static void backward_rows(const struct call *c, int64_t first, int64_t last, double *totals) {
-    const int64_t n = c->width;
-    /* One row behind the other with a gap: rows 4096 bytes apart would share their cache sets. */
-    const int64_t step = (n + 47) / 16 * 16;
-    float room[9 * (WIDEST + 48)];
+static int backward_rows(const struct call *c, int64_t first, int64_t last, double *totals) {
+    const int64_t n = c->width, step = apart(n);
+    float *room = scratch(9 * step * (int64_t)sizeof(float));
+    if (!room) return 1;
     float *sums = room + 3 * step, *dgain = sums + step, *dshift = dgain + step;
     float *wide = dshift + step, *wide_grad = wide + step, *wide_dx = wide_grad + step;
     const int64_t kinds = c->norm == NO_NORM ? 1 : 3;
@@ -84,20 +89,27 @@ static void backward_rows(const struct call *c, int64_t first, int64_t last, dou
         if ((row - first) % FLUSH == FLUSH - 1 || row == last - 1)
             for (int64_t k = 0; k < kinds; k++) flush(sums + k * step, totals + k * n, n);
     }
+    free(room);
+    return 0;
 }
 
-void gelu_forward(const struct call *c) {
-#pragma omp parallel for schedule(static, 1) num_threads(c->threads)
+/* Both return how many threads got no memory: 0 when all is well. */
+int gelu_forward(const struct call *c) {
+    int failed = 0;
+#pragma omp parallel for schedule(static, 1) num_threads(c->threads) reduction(+ : failed)
     for (int64_t i = 0; i < c->threads; i++)
-        forward_rows(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads);
+        failed += forward_rows(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads);
+    return failed;
 }
 
-void gelu_backward(const struct call *c) {
+int gelu_backward(const struct call *c) {
+    int failed = 0;
     clear(c->totals, c->threads, 3 * c->width);
-#pragma omp parallel for schedule(static, 1) num_threads(c->threads)
+#pragma omp parallel for schedule(static, 1) num_threads(c->threads) reduction(+ : failed)
     for (int64_t i = 0; i < c->threads; i++)
-        backward_rows(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads,
-                      c->totals + i * 3 * c->width);
+        failed += backward_rows(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads,
+                                c->totals + i * 3 * c->width);
     for (int64_t k = 0; k < 3; k++)
         add_up(c->half, c->totals + k * c->width, c->threads, 3 * c->width, c->width, c->sums[k]);
+    return failed;
 }

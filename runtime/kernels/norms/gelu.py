@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import sum_apart, threads
+from multiway.runtime.kernels.native.calls import check_memory, sum_apart, threads
 
 NORMS = ("", "layer_norm", "rms_norm")  # numbered as in gelu.c
 WIDEST = 8192
@@ -98,4 +98,4 @@ def _call(plan: Plan, x: Tensor) -> _Call:
 def _run(name: str, call: _Call) -> None:
     loaded = native.library("gelu")
     assert loaded is not None
-    getattr(loaded, name)(ctypes.byref(call))
+    check_memory(getattr(loaded, name)(ctypes.byref(call)), name)

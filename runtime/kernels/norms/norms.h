@@ -1,6 +1,7 @@
 /* norms.c for one type, REAL; HALF: rows, gains and biases are of bfloat16, and REAL is float. */
 
 #include "rows.h"
+#include "scratch.h"
 #include "totals.h"
 
 enum { NAME(ROOMS) = HALF ? 2 * MOST : 0 }; /* rows that hold gains and biases */
@@ -15,9 +16,11 @@ INLINE void NAME(vectors)(const struct call *c, REAL *room, int64_t step, const 
     }
 }
 
-static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t last) {
-    const int64_t n = c->width, step = (n + 47) / 16 * 16;
-    REAL room[(NAME(ROOMS) + 2) * (WIDEST + 48)], mean, by;
+/* This and backward_rows return whether there was no memory to work in. */
+static int NAME(forward_rows)(const struct call *c, int64_t first, int64_t last) {
+    const int64_t n = c->width, step = apart(n);
+    REAL *room = scratch((NAME(ROOMS) + 2) * step * (int64_t)sizeof(REAL)), mean, by;
+    if (!room) return 1;
     REAL *wide = room + NAME(ROOMS) * step, *made = wide + step;
     const REAL *gains[MOST], *biases[MOST];
     NAME(vectors)(c, room, step, gains, biases);
@@ -30,13 +33,14 @@ static void NAME(forward_rows)(const struct call *c, int64_t first, int64_t last
             END(c->outs[k], row * n, y);
         }
     }
+    free(room);
+    return 0;
 }
 
-static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t last, double *totals) {
-    const int64_t n = c->width;
-    /* One row behind the other with a gap: rows 4096 bytes apart would share their cache sets. */
-    const int64_t step = (n + 47) / 16 * 16;
-    REAL room[(NAME(ROOMS) + 5 + MOST * 3) * (WIDEST + 48)], mean, by;
+static int NAME(backward_rows)(const struct call *c, int64_t first, int64_t last, double *totals) {
+    const int64_t n = c->width, step = apart(n), rows = NAME(ROOMS) + 4 + MOST * 3;
+    REAL *room = scratch(rows * step * (int64_t)sizeof(REAL)), mean, by;
+    if (!room) return 1;
     REAL *h = room + NAME(ROOMS) * step, *d = h + step, *wide = d + step, *made = wide + step;
     REAL *wide_grads = made + step, *sums = wide_grads + MOST * step;
     const REAL *gains[MOST], *biases[MOST], *grads[MOST];
@@ -64,27 +68,34 @@ static void NAME(backward_rows)(const struct call *c, int64_t first, int64_t las
         if ((row - first) % FLUSH == FLUSH - 1 || row == last - 1)
             for (int64_t k = 0; k < c->ways * 2; k++) NAME(flush)(sums + k * step, totals + k * n, n);
     }
+    free(room);
+    return 0;
 }
 
-void NAME(norms_forward)(const struct call *c) {
-#pragma omp parallel for schedule(static, 1) num_threads(c->threads)
+/* Both return how many threads got no memory: 0 when all is well. */
+int NAME(norms_forward)(const struct call *c) {
+    int failed = 0;
+#pragma omp parallel for schedule(static, 1) num_threads(c->threads) reduction(+ : failed)
     for (int64_t i = 0; i < c->threads; i++)
-        NAME(forward_rows)(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads);
+        failed += NAME(forward_rows)(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads);
+    return failed;
 }
 
-void NAME(norms_backward)(const struct call *c) {
+int NAME(norms_backward)(const struct call *c) {
     const int64_t sums = c->ways * 2 * c->width;
+    int failed = 0;
     NAME(clear)(c->totals, c->threads, sums);
-#pragma omp parallel for schedule(static, 1) num_threads(c->threads)
+#pragma omp parallel for schedule(static, 1) num_threads(c->threads) reduction(+ : failed)
     for (int64_t i = 0; i < c->threads; i++)
-        NAME(backward_rows)(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads,
-                            c->totals + i * sums);
+        failed += NAME(backward_rows)(c, c->rows * i / c->threads, c->rows * (i + 1) / c->threads,
+                                      c->totals + i * sums);
     for (int64_t k = 0; k < c->ways; k++)
         for (int64_t bias = 0; bias < 2; bias++) {
             void *out = bias ? c->dbiases[k] : c->dgains[k];
             const double *from = c->totals + (2 * k + bias) * c->width;
             if (out) NAME(add_up)(HALF, from, c->threads, sums, c->width, out);
         }
+    return failed;
 }
 
 #undef HALF

@@ -66,7 +66,7 @@ struct pull {
     }
 
 #define REAL float
-#define BITS int32_t
+#define BITS uint32_t
 #define NAME(name) name##_float
 #define LOWEST -87.0f      /* below this, e^x is as good as 0 */
 #define MAGIC 12582912.0f  /* 1.5 * 2^23: a number added to it is rounded to an integer */
@@ -88,7 +88,7 @@ struct pull {
 #undef BIAS
 
 #define REAL double
-#define BITS int64_t
+#define BITS uint64_t
 #define NAME(name) name##_double
 #define LOWEST -708.0
 #define MAGIC 6755399441055744.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import SUFFIX, threads
+from multiway.runtime.kernels.native.calls import SUFFIX, check_memory, threads
 
 SCORES = ("softmax", "sigmoid")  # numbered as in routers.c
 WIDEST = 1024
@@ -143,4 +143,4 @@ def _statistics_call(score: str, logits: Tensor, padding: Tensor | None) -> _Sta
 def _run(name: str, call: ctypes.Structure, x: Tensor) -> None:
     loaded = native.library("routers")
     assert loaded is not None
-    getattr(loaded, f"{name}_{SUFFIX[x.dtype]}")(ctypes.byref(call))
+    check_memory(getattr(loaded, f"{name}_{SUFFIX[x.dtype]}")(ctypes.byref(call)), name)

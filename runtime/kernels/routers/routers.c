@@ -8,7 +8,6 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { WIDEST = 1024 }; /* experts */
 enum { SOFTMAX, SIGMOID };
 
 /* compiled.py declares the same. Everything is contiguous. */
