@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from multiway.runtime.allocator import keep_memory
-from multiway.runtime.kernels import prepacked
+from multiway.runtime.kernels.linear import prepacked
+from multiway.runtime.measure.allocator import keep_memory
 
 LAYERS = 12
 SIZES = [  # rows, channels, those of each linear

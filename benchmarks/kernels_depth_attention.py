@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiway.runtime.allocator import keep_memory
 from multiway.runtime.kernels import native
+from multiway.runtime.kernels.depth_attention import depth_attention
+from multiway.runtime.kernels.depth_attention.compiled import BATCH
 from multiway.runtime.kernels.mix import append
-from multiway.runtime.kernels.routed import routed_mix
-from multiway.runtime.kernels.routed.compiled import BATCH
+from multiway.runtime.measure.allocator import keep_memory
 
 CASES = [(2048, 256, 49, 1), (2048, 256, 49, 4), (2048, 256, 13, 1), (1024, 768, 25, 1)]
 EPS = 1e-6
@@ -80,7 +80,9 @@ def ours(inputs: Inputs) -> list[Tensor]:
     settings = {"groups": inputs.groups, "eps": EPS, "norm": "rms_norm", "norm_eps": EPS}
     for x, (query, weight, gain) in zip(inputs.sources, inputs.vectors, strict=True):
         history = append(history, x, capacity=len(inputs.sources))
-        outputs.append(routed_mix(history, query, weight, [gain], **settings, normed=1, raw=0)[0])
+        outputs.append(
+            depth_attention(history, query, weight, [gain], **settings, normed=1, raw=0)[0]
+        )
     return outputs
 
 
@@ -110,7 +112,7 @@ def timed(function: Callable[[Inputs], list[Tensor]], inputs: Inputs) -> tuple[f
 def ways() -> dict[str, tuple[bool, Callable[[Inputs], list[Tensor]]]]:
     """way -> whether C kernels are on, and the function."""
     found = {"plain": (False, ours), BASELINE: (False, formula)}
-    return found if native.library("routed") is None else {"c": (True, ours), **found}
+    return found if native.library("depth_attention") is None else {"c": (True, ours), **found}
 
 
 def medians(inputs: Inputs, repeats: int) -> Mapping[str, tuple[float, float]]:
@@ -174,7 +176,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.manual_seed(0)
     keep_memory()
-    refused = native.refused("routed")
+    refused = native.refused("depth_attention")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, C: {refused or 'yes'}")
     rows = measure(given.repeats)
     if given.json:

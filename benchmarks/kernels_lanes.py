@@ -26,11 +26,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiway.compiler.op import registry
-from multiway.runtime.allocator import keep_memory
+from multiway.compiler.graph.op import registry
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.lanes import fused_lanes
-from multiway.runtime.kernels.norms.ops import rms_norm
+from multiway.runtime.kernels.rows.norms import rms_norm
+from multiway.runtime.measure.allocator import keep_memory
 
 BATCH, LENGTH, LANES, WIDTH = 4, 512, 4, 256
 BASELINE = "ops"

@@ -27,11 +27,11 @@ from multiway.compiler.ops.rms_norm import rms_norm as rms_norm_reference
 from multiway.compiler.ops.rotary import rotary
 from multiway.compiler.ops.split_heads import split_heads
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.attention import attention
-from multiway.runtime.kernels.heads import rotate_heads
-from multiway.runtime.kernels.linear_cross_entropy import linear_cross_entropy
-from multiway.runtime.kernels.norms import norm_pair, rms_norm
-from multiway.runtime.kernels.packed_linear import packed_linear
+from multiway.runtime.kernels.attention.heads import rotate_heads
+from multiway.runtime.kernels.attention.sdpa import attention
+from multiway.runtime.kernels.linear.packed_linear import packed_linear
+from multiway.runtime.kernels.loss.linear_cross_entropy import linear_cross_entropy
+from multiway.runtime.kernels.rows.norms import norm_pair, rms_norm
 
 Compute = Callable[..., Any]
 

@@ -22,18 +22,11 @@ from cases import CASES, Case
 import multiway as mw
 from multiway.compiler.passes.plan_memory import kept_bytes
 from multiway.compiler.pipeline import Options, run
-from multiway.runtime.allocator import keep_memory
-from multiway.runtime.measure import MIN_PAIRS, interleave, peak_live_bytes
-from multiway.runtime.measure_machine import commit, machine, versions
-from multiway.runtime.measure_neox import neox_side
-from multiway.runtime.measure_sides import (
-    Side,
-    Work,
-    floor_side,
-    measure_sides,
-    model_side,
-    record,
-)
+from multiway.runtime.measure.allocator import keep_memory
+from multiway.runtime.measure.machine import commit, machine, versions
+from multiway.runtime.measure.neox import neox_side
+from multiway.runtime.measure.sides import Side, Work, floor_side, measure_sides, model_side, record
+from multiway.runtime.measure.times import MIN_PAIRS, interleave, peak_live_bytes
 
 HERE = Path(__file__).resolve().parent
 QUICK = {"depth": 2}  # of --quick: small enough to see in a minute that every case runs

@@ -9,17 +9,17 @@ import torch
 from torch import fx, nn
 
 from multiway.compiler.assemble.build import head_of, parameters, program_names
-from multiway.compiler.graph import INPUT, LayerGraph, Param, Record, Value
-from multiway.compiler.lower import empty_parameters, lower
+from multiway.compiler.graph.layer_graph import INPUT, LayerGraph, Param, Record, Value
+from multiway.compiler.graph.types import Sym, Tensor, Type, number
+from multiway.compiler.lowering.lower import empty_parameters, lower
 from multiway.compiler.pipeline import Options
 from multiway.compiler.stages import Stages
-from multiway.compiler.types import Sym, Tensor, Type, number
 from multiway.runtime import memory
-from multiway.runtime.collector import resting
-from multiway.runtime.initialise import initialise
 from multiway.runtime.inputs import Expected
 from multiway.runtime.labels import IGNORED
+from multiway.runtime.measure.collector import resting
 from multiway.runtime.model import Model, Programs
+from multiway.runtime.parameters.initialise import initialise
 from multiway.specs.errors import MultiwayError
 from multiway.specs.language.inputs import Form
 from multiway.specs.spec import Spec

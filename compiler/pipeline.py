@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from multiway.compiler.fusion import Tally, fuse, fusions
-from multiway.compiler.graph import LayerGraph
+from multiway.compiler.graph.layer_graph import LayerGraph
+from multiway.compiler.graph.verify import VerificationError, verify
+from multiway.compiler.matching.match import Tally, fuse, fusions
 from multiway.compiler.passes.drop_dead import drop_dead
 from multiway.compiler.passes.fold_norms import fold_norms
 from multiway.compiler.passes.lay_out_history import lay_out_history
@@ -20,7 +21,6 @@ from multiway.compiler.passes.pack_weights import pack_weights
 from multiway.compiler.passes.plan_memory import plan_memory
 from multiway.compiler.passes.share_common import share_common
 from multiway.compiler.passes.sink_segments import sink_segments
-from multiway.compiler.verify import VerificationError, verify
 from multiway.specs.errors import MultiwayError, nearest, one_of
 
 Numerics = Literal["exact", "rounding", "approx"]
@@ -157,9 +157,9 @@ PIPELINE: tuple[Pass, ...] = (
         does="asks an expert for the tokens that go to it, sorted by expert, and for no others",
         numerics="rounding",
         fuses=(
-            "routed_affine",
-            "routed_ffn",
-            "routed_linear",
+            "moe_affine",
+            "moe_ffn",
+            "moe_linear",
         ),
     ),
     # Norms without gains are equal more often, so this comes before equal nodes are shared.
@@ -184,7 +184,7 @@ PIPELINE: tuple[Pass, ...] = (
         numerics="rounding",
         fuses=(
             "fused_mix",
-            "routed_mix",
+            "depth_attention",
             "token_weights",
         ),
     ),

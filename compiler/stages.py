@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from multiway.compiler.assemble.build import build
-from multiway.compiler.fusion import Tally
+from multiway.compiler.graph.verify import verify
+from multiway.compiler.matching.match import Tally
 from multiway.compiler.pipeline import Options, Stage, run
-from multiway.compiler.verify import verify
 from multiway.specs.spec import Spec
 
 

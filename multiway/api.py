@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from multiway.compiler.assemble.build import build as build_graph
 from multiway.compiler.assemble.build import check_init
-from multiway.compiler.graph import LayerGraph
+from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.compiler.heads import kinds
-from multiway.runtime.rename import RenameTable
+from multiway.runtime.checkpoints.rename import RenameTable
 from multiway.specs import MultiwayError, Spec
 from multiway.specs import load as load_spec
 from multiway.specs.errors import one_of
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import torch
 
     from multiway.compiler.pipeline import Pass
+    from multiway.runtime.checkpoints.weights import Loaded
     from multiway.runtime.model import Model
-    from multiway.runtime.weights import Loaded
 
 SpecLike = str | Path | Mapping[str, Any] | Node | Spec
 
@@ -95,7 +95,7 @@ def compile(
 
     from multiway.compiler.compile import compile_spec
     from multiway.compiler.pipeline import Options
-    from multiway.runtime.weights import load_weights
+    from multiway.runtime.checkpoints.weights import load_weights
 
     spec = load(source, set=set)
     options = Options(
@@ -123,7 +123,7 @@ def compile(
 
 def save(model: Model, path: str | Path) -> None:
     """Writes the weights of a model as safetensors under spec paths."""
-    from multiway.runtime.weights import save_weights
+    from multiway.runtime.checkpoints.weights import save_weights
 
     save_weights(model, path)
 
@@ -156,13 +156,13 @@ def import_weights(
     family: whose names the file has; default: the family of the spec. fresh_head: the head keeps
     its initial values. Raises MultiwayError, changing nothing, if the file does not fit.
     """
-    from multiway.runtime.weights import load_weights
+    from multiway.runtime.checkpoints.weights import load_weights
 
     return load_weights(model, path, table=rename_table(model.spec, family), fresh_head=fresh_head)
 
 
 def export_weights(model: Model, path: str | Path, *, family: str | None = None) -> None:
     """Writes a model's weights under the names of its family's released files."""
-    from multiway.runtime.weights import export_weights as write
+    from multiway.runtime.checkpoints.weights import export_weights as write
 
     write(model, path, rename_table(model.spec, family))

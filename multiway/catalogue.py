@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from multiway import api
+from multiway.compiler.analysis.costs import Cost, costs, default_sizes, total
 from multiway.compiler.assemble.build import build, parameters
-from multiway.compiler.costs import Cost, costs, default_sizes, total
-from multiway.compiler.graph import LayerGraph
+from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.specs import MultiwayError, Spec
 from multiway.specs.checks.routing import routings
 from multiway.specs.errors import nearest, one_of

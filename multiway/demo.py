@@ -22,14 +22,14 @@ from torch import fx
 import multiway as mw
 from multiway.catalogue import limits
 from multiway.commands.show import table
-from multiway.compiler.costs import costs, default_sizes
+from multiway.compiler.analysis.costs import costs, default_sizes
 from multiway.compiler.pipeline import Options
-from multiway.compiler.printing import to_text
-from multiway.compiler.report import report, summary
 from multiway.compiler.stages import Stages
-from multiway.runtime.generate import greedy
-from multiway.runtime.predict import Example, Predictor
-from multiway.runtime.tokenizer import Bytes
+from multiway.compiler.views.report import report, summary
+from multiway.compiler.views.text import to_text
+from multiway.runtime.generation.greedy import greedy
+from multiway.runtime.tasks.predict import Example, Predictor
+from multiway.runtime.tasks.tokenizer import Bytes
 
 OUT = Path("demo-output")
 AUTHORED = """\
@@ -114,7 +114,7 @@ def author() -> Path:
 
 
 def draw(path: Path) -> None:
-    from multiway.compiler.drawing import to_svg
+    from multiway.compiler.views.picture import to_svg
 
     picture = path.with_suffix(".svg")
     picture.write_text(to_svg(mw.build(path)), encoding="utf-8")
@@ -122,7 +122,7 @@ def draw(path: Path) -> None:
 
 
 def block_code(model: mw.Model) -> str:
-    from multiway.compiler.listing import readable
+    from multiway.compiler.views.python import readable
 
     block = model.programs["forward"].get_submodule("blocks.1")
     assert isinstance(block, fx.GraphModule)

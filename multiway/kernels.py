@@ -1,7 +1,7 @@
 """The functions that fused programs call, by op: see multiway/compiler/dispatch.py."""
 
-from multiway.compiler.dispatch import fast
-from multiway.compiler.op import registry
+from multiway.compiler.graph.op import registry
+from multiway.compiler.lowering.dispatch import fast
 from multiway.runtime.kernels import kernels
 
 globals().update({name: fast(name) for name in registry() if name in kernels()})

@@ -15,7 +15,7 @@ class Answer:
     """What `multiway predict` does with a head. The head makes it; the compiled model carries it.
 
     A model must pickle, so both functions stand in a module, and what they need of the spec is
-    bound with functools.partial. Each takes one `Request` (runtime/predict.py).
+    bound with functools.partial. Each takes one `Request` (runtime/tasks/predict.py).
 
     predict: the answer as plain data that JSON can hold. Raises MultiwayError.
     embed: the embedding [width] of each input that was given; None: the head has no embeddings.

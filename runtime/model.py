@@ -67,7 +67,7 @@ class Model(nn.Module):
         self.spec, self.programs = spec, programs
         self._expected = expected
         self.balance_rates = dict(balance_rates or {})  # of the biases that update_balance moves
-        self.answer = answer  # how the head predicts from files; see runtime/predict.py
+        self.answer = answer  # how the head predicts from files; see runtime/tasks/predict.py
         self.random = random  # whether the weights are still the initial ones
 
     def run(self, program: str, /, **inputs: Any) -> Any:

@@ -22,8 +22,8 @@ import torch
 from safetensors.torch import load_file
 
 import multiway as mw
+from multiway.runtime.checkpoints.layout import laid
 from multiway.runtime.model import Model, new_cache
-from multiway.runtime.stacking import laid
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from parity_wirings import run_wiring

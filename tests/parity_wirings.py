@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import multiway as mw
-from multiway.runtime.stacking import laid
+from multiway.runtime.checkpoints.layout import laid
 
 if TYPE_CHECKING:
     from parity import Case

@@ -15,8 +15,8 @@ from routing_strategies import by_router
 from routing_strategies import experts as routings
 from wiring_strategies import ACTIVATIONS, EPS, KIND, sometimes, wirings
 
-from multiway.compiler.graph import LayerGraph
-from multiway.compiler.types import Sym, Tensor, number
+from multiway.compiler.graph.layer_graph import LayerGraph
+from multiway.compiler.graph.types import Sym, Tensor, number
 from multiway.runtime.model import Model
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]

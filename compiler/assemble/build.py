@@ -12,7 +12,7 @@ from multiway.compiler.assemble.head import HeadKind
 from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.assemble.parts import embedding
 from multiway.compiler.assemble.parts.routers import is_statistic
-from multiway.compiler.graph import OUTPUT, LayerGraph, Param, Record
+from multiway.compiler.graph.layer_graph import OUTPUT, LayerGraph, Param, Record
 from multiway.specs.errors import MultiwayError, Report, nearest, one_of
 from multiway.specs.spec import Spec
 

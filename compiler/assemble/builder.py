@@ -13,8 +13,8 @@ from multiway.compiler.assemble.parts.experts import Ways
 from multiway.compiler.assemble.parts.routers import Routers
 from multiway.compiler.assemble.program import Program
 from multiway.compiler.assemble.trunk import Trunk
-from multiway.compiler.graph import LayerGraph, Param, Value
-from multiway.compiler.types import Tensor, Type, sym
+from multiway.compiler.graph.layer_graph import LayerGraph, Param, Value
+from multiway.compiler.graph.types import Tensor, Type, sym
 from multiway.specs.language.parts import PlainNorm
 from multiway.specs.spec import Spec
 

@@ -8,7 +8,7 @@ from typing import Any
 from multiway.compiler.assemble.builder import Builder
 from multiway.compiler.assemble.hiddens import Hiddens
 from multiway.compiler.assemble.parameters import Declared
-from multiway.compiler.graph import LayerGraph, Value
+from multiway.compiler.graph.layer_graph import LayerGraph, Value
 from multiway.runtime.answers import Answer
 from multiway.specs.errors import Report, nearest, one_of
 from multiway.specs.language.document import Head

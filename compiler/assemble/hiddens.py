@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from multiway.compiler.assemble.cache import Cache
 from multiway.compiler.assemble.program import Program
-from multiway.compiler.graph import Value
+from multiway.compiler.graph.layer_graph import Value
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import Any
 from multiway.compiler.assemble.hiddens import Hiddens, Segment, padding_of
 from multiway.compiler.assemble.parts import embedding
 from multiway.compiler.assemble.program import Program
-from multiway.compiler.graph import Value
-from multiway.compiler.types import Tensor, sym
+from multiway.compiler.graph.layer_graph import Value
+from multiway.compiler.graph.types import Tensor, sym
 from multiway.specs.language.inputs import Form
 from multiway.specs.spec import Spec
 

@@ -6,9 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from multiway.compiler.graph import INPUT, OUTPUT, Arguments, LayerGraph, Param, Record, Value
-from multiway.compiler.op import registry
-from multiway.compiler.types import Type
+from multiway.compiler.graph.layer_graph import (
+    INPUT,
+    OUTPUT,
+    Arguments,
+    LayerGraph,
+    Param,
+    Record,
+    Value,
+)
+from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.types import Type
 from multiway.specs.language.fields import Config
 from multiway.specs.spec import Spec
 

@@ -8,7 +8,7 @@ from multiway.compiler.assemble.parts import lanes as lane_parts
 from multiway.compiler.assemble.parts import mix as mixes
 from multiway.compiler.assemble.parts import norm as norms
 from multiway.compiler.assemble.parts.experts import Ways
-from multiway.compiler.graph import Value
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.connections import Site
 
 STREAMS = ("q", "k", "v", "x", "r")

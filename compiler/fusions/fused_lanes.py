@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion
-from multiway.compiler.init import NORMAL, ONES, ZEROS, Init
-from multiway.compiler.op import Attr, Op, Reject, Sample
-from multiway.compiler.sites import match
+from multiway.compiler.graph.composed import call as f
+from multiway.compiler.graph.init import NORMAL, ONES, ZEROS, Init
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.matching.lanes import match
+from multiway.compiler.matching.match import Fusion
 
 
 def fused_lanes(

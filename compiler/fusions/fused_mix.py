@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion, Match, params_list, source
-from multiway.compiler.graph import LayerGraph, Record, Value
-from multiway.compiler.init import ONES, ZEROS
-from multiway.compiler.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.composed import call as f
+from multiway.compiler.graph.init import ONES, ZEROS
+from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.matching.match import Fusion, Match, params_list, source
 
 
 def fused_mix(
@@ -84,7 +84,7 @@ OP = Op(
 def match(graph: LayerGraph, mix: Record) -> Match | None:
     """A mix and all norms of one kind that read it. A stream with another reader is given too.
 
-    One that a router weighs belongs to that: see routed_mix.
+    One that a router weighs belongs to that: see depth_attention.
     """
     router = source(graph, mix.path, "weights") if "weights" not in mix.params else None
     if router is not None and router.op == "depth_router" and router.attrs["groups"] == 1:

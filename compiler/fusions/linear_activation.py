@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion, Match, source
-from multiway.compiler.graph import LayerGraph, Record, Value
-from multiway.compiler.init import NORMAL, ONES, ZEROS
-from multiway.compiler.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.composed import call as f
+from multiway.compiler.graph.init import NORMAL, ONES, ZEROS
+from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.matching.match import Fusion, Match, source
 
 
 def linear_activation(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.compose import call as f
-from multiway.compiler.fusion import Fusion, Match, form, gathered, source
-from multiway.compiler.graph import LayerGraph, Record, Value, block_of
-from multiway.compiler.init import NORMAL, ZEROS
-from multiway.compiler.op import Op, Reject, Sample
+from multiway.compiler.graph.composed import call as f
+from multiway.compiler.graph.init import NORMAL, ZEROS
+from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value, block_of
+from multiway.compiler.graph.op import Op, Reject, Sample
+from multiway.compiler.matching.match import Fusion, Match, form, gathered, source
 
 
 def linear_sum(residual: Any, xs: Any, weights: Any, biases: Any = None) -> Any:

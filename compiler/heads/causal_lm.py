@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from multiway.compiler.assemble.builder import Builder
 from multiway.compiler.assemble.head import HeadKind, require_text, text_input
 from multiway.compiler.assemble.parameters import Declared, start_of
-from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.types import Tensor, sym
+from multiway.compiler.graph.layer_graph import LayerGraph, Value
+from multiway.compiler.graph.types import Tensor, sym
 from multiway.runtime.answers import Answer
 from multiway.specs.checks.routing import require_causal
 from multiway.specs.errors import Report
@@ -17,7 +17,7 @@ from multiway.specs.language.fields import key
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:
-    from multiway.runtime.predict import Request
+    from multiway.runtime.tasks.predict import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ class CausalLM(HeadKind):
 
 def _continued(request: Request) -> dict[str, Any]:
     """The likeliest tokens behind the text."""
-    from multiway.runtime.generate import greedy
+    from multiway.runtime.generation.greedy import greedy
 
     ((name, prompt),) = request.inputs.items()
     special = request.model.spec.inputs[name].special

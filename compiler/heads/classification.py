@@ -13,8 +13,8 @@ from multiway.compiler.assemble.head import HeadKind
 from multiway.compiler.assemble.hiddens import Hiddens
 from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.assemble.parts import plain_norm
-from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.types import Tensor, sym
+from multiway.compiler.graph.layer_graph import LayerGraph, Value
+from multiway.compiler.graph.types import Tensor, sym
 from multiway.runtime.answers import Answer, most_likely
 from multiway.specs.errors import Report
 from multiway.specs.language.fields import Count, key
@@ -22,7 +22,7 @@ from multiway.specs.language.parts import Activation, PlainNorm
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:
-    from multiway.runtime.predict import Request
+    from multiway.runtime.tasks.predict import Request
 
 PICKS = ("cls", "first", "mean")
 _PICK = re.compile(r"(\w+) of (\w+)")

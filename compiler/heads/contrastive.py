@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from multiway.compiler.assemble.builder import Builder
 from multiway.compiler.assemble.head import HeadKind
 from multiway.compiler.assemble.parameters import Declared
-from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.init import Init
+from multiway.compiler.graph.init import Init
+from multiway.compiler.graph.layer_graph import LayerGraph, Value
 from multiway.runtime.answers import Answer
 from multiway.specs.errors import Report
 from multiway.specs.language.fields import Config, Count, Real, key
@@ -19,7 +19,7 @@ from multiway.specs.spec import Spec
 if TYPE_CHECKING:
     import torch
 
-    from multiway.runtime.predict import Request
+    from multiway.runtime.tasks.predict import Request
 
 
 @dataclass(frozen=True, kw_only=True)

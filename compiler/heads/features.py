@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from multiway.compiler.assemble.builder import Builder
 from multiway.compiler.assemble.head import HeadKind
 from multiway.compiler.assemble.parameters import Declared
-from multiway.compiler.graph import LayerGraph
+from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.runtime.answers import Answer
 from multiway.specs.errors import Report
 from multiway.specs.language.fields import key
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:
-    from multiway.runtime.predict import Request
+    from multiway.runtime.tasks.predict import Request
 
 
 @dataclass(frozen=True, kw_only=True)

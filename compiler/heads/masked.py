@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from multiway.compiler.assemble.builder import Builder
 from multiway.compiler.assemble.head import HeadKind
 from multiway.compiler.assemble.parameters import Declared
-from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.types import Tensor
+from multiway.compiler.graph.layer_graph import LayerGraph, Value
+from multiway.compiler.graph.types import Tensor
 from multiway.runtime.answers import Answer, most_likely
 from multiway.specs.errors import MultiwayError, Report
 from multiway.specs.language.fields import Count, key
@@ -18,7 +18,7 @@ from multiway.specs.language.inputs import Form
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:
-    from multiway.runtime.predict import Request
+    from multiway.runtime.tasks.predict import Request
 
 _MASKED_SHARE = 0.4  # of the patches of an image, where visual tokens are predicted
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from multiway.compiler.assemble.builder import Builder
 from multiway.compiler.assemble.head import HeadKind, require_text, text_input
 from multiway.compiler.assemble.parameters import Declared
-from multiway.compiler.graph import LayerGraph, Value
-from multiway.compiler.types import Tensor, sym
+from multiway.compiler.graph.layer_graph import LayerGraph, Value
+from multiway.compiler.graph.types import Tensor, sym
 from multiway.runtime.answers import Answer
 from multiway.specs.checks.routing import require_causal
 from multiway.specs.errors import Report
@@ -18,7 +18,7 @@ from multiway.specs.language.fields import Real, key
 from multiway.specs.spec import Spec
 
 if TYPE_CHECKING:
-    from multiway.runtime.predict import Request
+    from multiway.runtime.tasks.predict import Request
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class PrefixLM(HeadKind):
 
 
 def _caption(request: Request, *, prefix: str) -> dict[str, Any]:
-    from multiway.runtime.generate import caption
+    from multiway.runtime.generation.greedy import caption
 
     (ids,) = caption(request.model, request.inputs[prefix], tokens=request.tokens)
     return {"caption": request.decode(ids), "ids": ids}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.init import NORMAL
-from multiway.compiler.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.init import NORMAL
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
 
 
 def add_position(x: Any, positions: Any, weight: Any, *, offset: int = 0) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Attr, Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 
 
 def attention(query: Any, key: Any, value: Any, mask: Any = None, *, causal: bool) -> Any:

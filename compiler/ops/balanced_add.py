@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.init import ZEROS
-from multiway.compiler.op import Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.init import ZEROS
+from multiway.compiler.graph.op import Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 
 
 def balanced_add(a: Any, b: Any, balance: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Attr, Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 
 
 def binary_cross_entropy(logits: Any, labels: Any, *, times_classes: bool) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Op, Reject, Sample
+from multiway.compiler.graph.op import Op, Reject, Sample
 
 
 def concat(parts: Any) -> Any:

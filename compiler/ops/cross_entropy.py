@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Attr, Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 from multiway.runtime.labels import IGNORED
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.init import ONES, ZEROS
-from multiway.compiler.op import Attr, Letters, Op, Reject, Sample
-from multiway.compiler.precision import wide
-from multiway.compiler.signature import group_width
+from multiway.compiler.graph.init import ONES, ZEROS
+from multiway.compiler.graph.op import Attr, Letters, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
+from multiway.compiler.graph.signature import group_width
 
 
 def depth_router(history: Any, query: Any, weight: Any = None, *, groups: int, eps: float) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.init import NEWEST
-from multiway.compiler.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.init import NEWEST
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
 
 
 def depth_weights(dynamic: Any = None, static: Any = None, *, ways: int) -> Any:

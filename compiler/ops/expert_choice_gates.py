@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from multiway.compiler.op import Attr, Letters, Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.op import Attr, Letters, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 
 
 def expert_choice_gates(logits: Any, padding: Any = None, *, factor: float, over: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
 
 # A prime near 2^31 / golden ratio: multiples of it spread evenly. Products stay within 64 bits.
 FACTOR, MODULUS = 1_327_217_885, (1 << 31) - 1

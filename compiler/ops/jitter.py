@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Attr, Op, Sample
+from multiway.compiler.graph.op import Attr, Op, Sample
 
 
 def jitter(x: Any, *, eps: float) -> Any:

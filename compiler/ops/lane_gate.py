@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.init import ZEROS, Init
-from multiway.compiler.op import Attr, Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.init import ZEROS, Init
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 
 
 def lane_gate(z: Any, scale: Any, bias: Any, *, factor: float, eps: float) -> Any:

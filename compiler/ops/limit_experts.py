@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from multiway.compiler.op import Attr, Letters, Op, Reject, Sample
+from multiway.compiler.graph.op import Attr, Letters, Op, Reject, Sample
 
 
 def limit_experts(

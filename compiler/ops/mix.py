@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Letters, Op, Reject, Sample
+from multiway.compiler.graph.op import Letters, Op, Reject, Sample
 
 
 def mix(history: Any, weights: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Letters, Op, Reject, Sample
-from multiway.compiler.signature import group_width
+from multiway.compiler.graph.op import Letters, Op, Reject, Sample
+from multiway.compiler.graph.signature import group_width
 
 
 def mix_groups(history: Any, weights: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Op, Reject, Sample
-from multiway.compiler.types import add
+from multiway.compiler.graph.op import Op, Reject, Sample
+from multiway.compiler.graph.types import add
 
 
 def prefix_mask(x: Any, sizes: Any) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.init import ZEROS
-from multiway.compiler.op import Op, Reject, Sample
+from multiway.compiler.graph.init import ZEROS
+from multiway.compiler.graph.op import Op, Reject, Sample
 
 
 def prepend_token(x: Any, token: Any) -> Any:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.init import ONES, ZEROS
-from multiway.compiler.op import Attr, Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.init import ONES, ZEROS
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 
 
 def rms_norm(x: Any, weight: Any = None, bias: Any = None, *, eps: float) -> Any:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Attr, Letters, Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.op import Attr, Letters, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 
 
 def router_statistics(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.init import ZEROS, Init
-from multiway.compiler.op import Attr, Letters, Op, Reject, Sample
-from multiway.compiler.precision import wide
+from multiway.compiler.graph.init import ZEROS, Init
+from multiway.compiler.graph.op import Attr, Letters, Op, Reject, Sample
+from multiway.compiler.graph.precision import wide
 
 
 def sinkhorn(

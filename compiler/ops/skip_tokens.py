@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.op import Attr, Op, Reject, Sample
-from multiway.compiler.types import add
+from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.types import add
 
 
 def skip_tokens(x: Any, *, count: int) -> Any:

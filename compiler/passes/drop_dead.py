@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from multiway.compiler.fusion import Rewriter, Tally
-from multiway.compiler.graph import INPUT, LayerGraph
+from multiway.compiler.graph.layer_graph import INPUT, LayerGraph
+from multiway.compiler.matching.match import Rewriter, Tally
 
 
 def drop_dead(graph: LayerGraph, tally: Tally) -> LayerGraph:

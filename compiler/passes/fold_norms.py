@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-from multiway.compiler.fusion import Rewriter, Tally
-from multiway.compiler.graph import LayerGraph, Record, Value, block_of
+from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value, block_of
+from multiway.compiler.matching.match import Rewriter, Tally
 
 PASS = "fold_norms"
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from multiway.compiler.fusion import Rewriter, Tally
-from multiway.compiler.graph import LayerGraph, Record
-from multiway.compiler.op import registry
+from multiway.compiler.graph.layer_graph import LayerGraph, Record
+from multiway.compiler.graph.op import registry
+from multiway.compiler.matching.match import Rewriter, Tally
 
 
 def pack_weights(graph: LayerGraph, tally: Tally) -> LayerGraph:

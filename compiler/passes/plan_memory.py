@@ -7,10 +7,10 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from multiway.compiler.costs import default_sizes
-from multiway.compiler.fusion import Rewriter, Tally
-from multiway.compiler.graph import LayerGraph, block_of
-from multiway.compiler.kept import Block, Keeping, Node
+from multiway.compiler.analysis.costs import default_sizes
+from multiway.compiler.analysis.saved import Block, Keeping, Node
+from multiway.compiler.graph.layer_graph import LayerGraph, block_of
+from multiway.compiler.matching.match import Rewriter, Tally
 
 
 @dataclass(kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from multiway.compiler.fusion import Rewriter, Tally
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
-from multiway.compiler.op import registry
+from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
+from multiway.compiler.graph.op import registry
+from multiway.compiler.matching.match import Rewriter, Tally
 
 
 def share_common(graph: LayerGraph, tally: Tally) -> LayerGraph:

@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from multiway.compiler.fusion import Rewriter, Tally
-from multiway.compiler.graph import INPUT, OUTPUT, LayerGraph, Record, Value
-from multiway.compiler.op import registry
-from multiway.compiler.types import Tensor
+from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph, Record, Value
+from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.types import Tensor
+from multiway.compiler.matching.match import Rewriter, Tally
 
 PASS = "sink_segments"
 

@@ -29,7 +29,7 @@ from multiway.specs import MultiwayError, Spec
 from multiway.specs.errors import nearest, quote
 
 if TYPE_CHECKING:
-    from multiway.runtime.measure_sides import Side, Work
+    from multiway.runtime.measure.sides import Side, Work
 
 FORMAT = 1  # of the result document
 NAMED = ("no-fuse", "hf", "gemm")  # what --against may name beside specs
@@ -128,8 +128,8 @@ def measured(
     """
     import torch
 
-    from multiway.runtime.allocator import keep_memory
-    from multiway.runtime.measure_sides import Work, measure_sides
+    from multiway.runtime.measure.allocator import keep_memory
+    from multiway.runtime.measure.sides import Work, measure_sides
 
     allocator = keep_memory()
     if threads is not None:
@@ -176,8 +176,8 @@ def make_sides(
 
     options: of every model that is compiled. Raises MultiwayError.
     """
-    from multiway.runtime.measure_neox import neox_settings, neox_side
-    from multiway.runtime.measure_sides import floor_side, model_side
+    from multiway.runtime.measure.neox import neox_settings, neox_side
+    from multiway.runtime.measure.sides import floor_side, model_side
 
     def compiled(name: str, spec: Spec, fuse: bool) -> Side:
         return model_side(
@@ -224,8 +224,8 @@ def _ticks(rounds: int) -> Callable[[], None]:
 
 def document(found: list[Any], *, run: dict[str, Any], allocator: dict[str, Any]) -> dict[str, Any]:
     """A result as one JSON document. The first side is what the others are compared with."""
-    from multiway.runtime.measure_machine import commit, machine, versions
-    from multiway.runtime.measure_sides import record
+    from multiway.runtime.measure.machine import commit, machine, versions
+    from multiway.runtime.measure.sides import record
 
     first, floor = found[0], found[-1]
     packages = ("transformers",) if any(each.side.name == "hf" for each in found) else ()

@@ -27,14 +27,14 @@ from multiway.commands.common import (
     print_json,
     read_spec,
 )
+from multiway.compiler.analysis.costs import default_sizes
 from multiway.compiler.assemble.build import build, parameters, program_names
-from multiway.compiler.costs import default_sizes
-from multiway.compiler.graph import LayerGraph
+from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.compiler.pipeline import Options, Stage
-from multiway.compiler.printing import to_text
-from multiway.compiler.report import report
-from multiway.compiler.report import to_text as to_report_text
 from multiway.compiler.stages import Stages
+from multiway.compiler.views.report import report
+from multiway.compiler.views.report import to_text as to_report_text
+from multiway.compiler.views.text import to_text
 from multiway.specs import MultiwayError, Spec
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _check_target(out: Path, force: bool) -> None:
 
 def _files(spec: Spec, model: Model, graphs: dict[str, LayerGraph]) -> dict[str, str]:
     from multiway import __version__
-    from multiway.compiler.listing import listing
+    from multiway.compiler.views.python import listing
 
     files = {
         "model.py": listing(
@@ -193,9 +193,9 @@ def report_text(spec: Spec, reports: Mapping[str, Mapping[str, Any]]) -> str:
 
 def verify_all(compiled: Callable[..., Model], graphs: Mapping[str, LayerGraph], text: str) -> str:
     """Checks every program and says how. Raises VerificationError where multiway is at fault."""
-    from multiway.compiler.correspond import corresponds
-    from multiway.compiler.verify import VerificationError, verify
-    from multiway.runtime.samples import equal, random_inputs
+    from multiway.compiler.graph.verify import VerificationError, verify
+    from multiway.compiler.lowering.check import corresponds
+    from multiway.runtime.tasks.random_inputs import equal, random_inputs
 
     size = 4 * sum(p.size for p in next(iter(graphs.values())).params.values())
     device = "cpu" if size <= MAX_RUN_BYTES else "meta"

@@ -37,8 +37,8 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Continue a text with the most likely tokens, through the cache."""
-    from multiway.runtime.generate import greedy
-    from multiway.runtime.tokenizer import checked_ids, open_tokenizer
+    from multiway.runtime.generation.greedy import greedy
+    from multiway.runtime.tasks.tokenizer import checked_ids, open_tokenizer
 
     spec = read_spec(source, settings).for_head(head)
     name = text_of(spec)

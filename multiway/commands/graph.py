@@ -11,7 +11,7 @@ import typer
 
 from multiway.commands.common import HeadOption, SetOption, SpecArgument, read_spec, write_text
 from multiway.compiler.assemble.build import build
-from multiway.compiler.graph import LayerGraph
+from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.compiler.pipeline import PIPELINE, Options, run
 from multiway.specs import MultiwayError, Spec
 from multiway.specs.errors import nearest, one_of
@@ -48,11 +48,11 @@ def command(
     if form is Format.json:
         text = json.dumps(graph.to_json(), indent=1)
     elif form is Format.text:
-        from multiway.compiler.printing import to_text
+        from multiway.compiler.views.text import to_text
 
         text = to_text(graph, fold=not unfold)
     else:
-        from multiway.compiler.drawing import to_html, to_svg
+        from multiway.compiler.views.picture import to_html, to_svg
 
         title = f"{spec.name}, head {spec.head_name}, program {graph.name}"
         text = to_svg(graph) if form is Format.svg else to_html(graph, title)

@@ -26,7 +26,7 @@ from multiway.commands.common import (
 from multiway.specs import MultiwayError
 
 if TYPE_CHECKING:
-    from multiway.runtime.predict import Example, Predictor
+    from multiway.runtime.tasks.predict import Example, Predictor
 
 
 def command(
@@ -55,7 +55,7 @@ def command(
     settings: SetOption = None,
 ) -> None:
     """Run a head on image files and texts: one example or JSONL in, JSONL out."""
-    from multiway.runtime.predict import Predictor
+    from multiway.runtime.tasks.predict import Predictor
 
     spec = read_spec(source, settings).for_head(head)
     given = read_examples(examples) if examples else [("", one_example(image, text))]
@@ -77,7 +77,7 @@ def command(
 
 
 def one_example(image: list[Path] | None, text: str | None) -> Example:
-    from multiway.runtime.predict import Example
+    from multiway.runtime.tasks.predict import Example
 
     return Example(images=tuple(image or ()), text=text)
 
@@ -120,7 +120,7 @@ def read_examples(path: Path) -> list[tuple[str, Example]]:
 
 
 def _example(line: str, place: str, folder: Path) -> Example:
-    from multiway.runtime.predict import Example
+    from multiway.runtime.tasks.predict import Example
 
     expected = '{"image": "photo.jpg", "text": "what is this?"}'
     try:
@@ -142,7 +142,7 @@ def write_embeddings(predictor: Predictor, given: list[tuple[str, Example]], pat
     """One tensor [examples, width] a tower; every example must have the same towers."""
     import torch
 
-    from multiway.runtime.weights import write_tensors
+    from multiway.runtime.checkpoints.weights import write_tensors
 
     columns: dict[str, list[torch.Tensor]] = {}
     for i, (place, example) in enumerate(progress(given, "embedded")):

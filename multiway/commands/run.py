@@ -33,7 +33,7 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """Run a head on an image and a text (read as bytes), and show what comes out."""
-    from multiway.runtime.predict import Example, Predictor
+    from multiway.runtime.tasks.predict import Example, Predictor
 
     spec = read_spec(source, settings).for_head(head)
     model = api.compile(spec, seed=seed, weights=weights)

@@ -18,8 +18,8 @@ from multiway.commands.common import (
     short_bytes,
     short_number,
 )
+from multiway.compiler.analysis.costs import Cost, costs, default_sizes, total
 from multiway.compiler.assemble.build import build
-from multiway.compiler.costs import Cost, costs, default_sizes, total
 from multiway.specs import Spec
 
 

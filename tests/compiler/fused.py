@@ -13,7 +13,7 @@ from strategies import randomise
 from test_properties import flat, some_sizes
 
 import multiway as mw
-from multiway.compiler.graph import LayerGraph
+from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.compiler.pipeline import Options
 from multiway.compiler.stages import Stages
 from multiway.runtime.model import Model

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from multiway.compiler.graph import LayerGraph, Param, Record, Value
-from multiway.compiler.init import ONES
-from multiway.compiler.lower import containers_for, lower
-from multiway.compiler.op import registry
-from multiway.compiler.types import Tensor, sym
+from multiway.compiler.graph.init import ONES
+from multiway.compiler.graph.layer_graph import LayerGraph, Param, Record, Value
+from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.types import Tensor, sym
+from multiway.compiler.lowering.lower import containers_for, lower
 
 BALANCE = {"start": "softmax", "iterations": 4, "eps": 1e-6, "transpose": False}
 

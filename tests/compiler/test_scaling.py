@@ -15,12 +15,12 @@ import torch
 
 import multiway as mw
 from multiway.compiler.assemble.build import parameters, program_names
-from multiway.compiler.drawing import to_svg
-from multiway.compiler.graph import LayerGraph, block_of
-from multiway.compiler.lower import empty_parameters, lower
-from multiway.compiler.op import Op
-from multiway.compiler.printing import to_text
-from multiway.compiler.verify import verify
+from multiway.compiler.graph.layer_graph import LayerGraph, block_of
+from multiway.compiler.graph.op import Op
+from multiway.compiler.graph.verify import verify
+from multiway.compiler.lowering.lower import empty_parameters, lower
+from multiway.compiler.views.picture import to_svg
+from multiway.compiler.views.text import to_text
 
 MODEL = "mudd-pythia-2.8b"
 SHALLOW, DEEP = 32, 128

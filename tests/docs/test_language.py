@@ -11,7 +11,7 @@ from written import ALL, DOCS, EXAMPLES, LANGUAGE, ROOT, Block, classes, current
 
 import multiway as mw
 from multiway.compiler.assemble.build import program_names
-from multiway.compiler.op import registry
+from multiway.compiler.graph.op import registry
 from multiway.specs.language import fields
 from multiway.specs.reading.merge import merge
 from multiway.specs.spec import Spec
@@ -76,7 +76,7 @@ class TestExample:
     def test_runs(self, path: Path) -> None:
         import torch
 
-        from multiway.runtime.samples import random_inputs
+        from multiway.runtime.tasks.random_inputs import random_inputs
 
         spec = mw.load(path)
         for head in spec.heads:

@@ -24,14 +24,14 @@ from typing import Any
 import multiway as mw
 from multiway.catalogue import limits
 from multiway.compiler import parameters
+from multiway.compiler.analysis.costs import costs, default_sizes, moved_bytes, total
 from multiway.compiler.assemble.build import program_names
-from multiway.compiler.costs import costs, default_sizes, moved_bytes, total
-from multiway.compiler.graph import INPUT, LayerGraph, block_of
+from multiway.compiler.graph.layer_graph import INPUT, LayerGraph, block_of
 from multiway.compiler.heads import contrastive, kinds
 from multiway.compiler.pipeline import PIPELINE, Options, run
-from multiway.compiler.printing import line, to_text
-from multiway.compiler.report import report
-from multiway.compiler.report import to_text as report_text
+from multiway.compiler.views.report import report
+from multiway.compiler.views.report import to_text as report_text
+from multiway.compiler.views.text import line, to_text
 from multiway.specs import language
 from multiway.specs.language import fields, routing
 from multiway.specs.reading import dims
@@ -241,7 +241,7 @@ def print_graph(file: Path, program: str) -> str:
 
 
 def print_code(file: Path, program: str, block: str = "") -> str:
-    from multiway.compiler.listing import readable
+    from multiway.compiler.views.python import readable
 
     module = mw.compile(spec_of(file), fuse=False).programs[program].get_submodule(block)
     return readable(module)
@@ -258,7 +258,7 @@ def print_block(file: Path, name: str, head: str, block: str, stage: str) -> str
 
 def print_fused(file: Path, name: str, head: str, block: str) -> str:
     """The code of a block of a zoo entry's main program, as it runs."""
-    from multiway.compiler.listing import readable
+    from multiway.compiler.views.python import readable
 
     model = mw.compile(name, head=head, device="meta")
     module = next(iter(model.programs.values())).get_submodule(block)

@@ -13,8 +13,8 @@ import torch
 from mixing import cast, leaves, mix_reference, strided
 from torch import Tensor
 
+from multiway.runtime.kernels.depth_attention import depth_attention
 from multiway.runtime.kernels.mix import append, mix
-from multiway.runtime.kernels.routed import routed_mix
 
 PLAN = {"groups": 2, "eps": 1e-3, "norm": "rms_norm", "norm_eps": 1e-2, "normed": 1, "raw": 1}
 RAW = {**PLAN, "norm": "", "normed": 0}
@@ -120,7 +120,7 @@ def network(hiddens: list[Tensor], parameters: Sequence[Tensor], *, tracked: boo
     for depth, query in enumerate(parameters):
         history = append(history, x, capacity=9) if tracked else [*history, x]
         plan = {**PLAN, "groups": 1 + depth % 2}
-        a, b = (routed_mix if tracked else reference)(history, query[:12], **plan)
+        a, b = (depth_attention if tracked else reference)(history, query[:12], **plan)
         if depth % 2:
             weights = query[12 : 13 + depth][None]
             function = mix if tracked else mix_reference

@@ -28,7 +28,7 @@ def in_double() -> Iterator[None]:
 @pytest.fixture(params=["c", "plain"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
     """Runs a test of mixes, or of attention over depth, with their C kernels and without."""
-    yield from _both_ways(request.param, "mix", "routed")
+    yield from _both_ways(request.param, "mix", "depth_attention")
 
 
 @pytest.fixture(params=["c", "plain"])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from multiway.runtime import memory, packing
+from multiway.runtime import memory
+from multiway.runtime.parameters import packed
 
 GIB = 1 << 30
 
@@ -87,6 +88,6 @@ def test_this_machine_says_something() -> None:
 
 def test_copies_of_weights_take_half_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 100)
-    assert packing._fits(50) and not packing._fits(51)
+    assert packed._fits(50) and not packed._fits(51)
     monkeypatch.setattr(memory, "available_bytes", lambda: None)
-    assert packing._fits(1 << 60)
+    assert packed._fits(1 << 60)

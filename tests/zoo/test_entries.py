@@ -7,8 +7,8 @@ import torch
 
 import multiway as mw
 from multiway.compiler.assemble.build import program_names
-from multiway.compiler.verify import verify
-from multiway.runtime.samples import random_inputs
+from multiway.compiler.graph.verify import verify
+from multiway.runtime.tasks.random_inputs import random_inputs
 from multiway.zoo import catalogue
 
 ENTRIES = [entry.name for entry in catalogue()]

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import multiway as mw
+from multiway.runtime.checkpoints.layout import held_shapes, laid_shape
 from multiway.runtime.model import Model
-from multiway.runtime.stacking import held_shapes, laid_shape
 from multiway.specs.errors import MultiwayError
 from multiway.zoo import catalogue
 

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import multiway as mw
-from multiway.compiler.costs import costs, total
-from multiway.runtime.generate import greedy
+from multiway.compiler.analysis.costs import costs, total
+from multiway.runtime.checkpoints.weights import export_weights
+from multiway.runtime.generation.greedy import greedy
 from multiway.runtime.model import Model
-from multiway.runtime.weights import export_weights
 from multiway.specs.errors import MultiwayError
 
 transformers = pytest.importorskip("transformers")

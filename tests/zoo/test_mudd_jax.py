@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import gelu
 
 import multiway as mw
-from multiway.runtime.stacking import laid_shape, taken
+from multiway.runtime.checkpoints.layout import laid_shape, taken
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import wirings_reference as reference

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 import multiway as mw
-from multiway.runtime.generate import greedy
+from multiway.runtime.checkpoints.weights import export_weights
+from multiway.runtime.generation.greedy import greedy
 from multiway.runtime.model import Model
-from multiway.runtime.weights import export_weights
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,8 +10,8 @@ from multiway.compiler.assemble.parts import norm as norms
 from multiway.compiler.assemble.parts import plain_norm, routers
 from multiway.compiler.assemble.parts.experts import Way, Ways, ways_of
 from multiway.compiler.assemble.program import Program, join
-from multiway.compiler.graph import Value
-from multiway.compiler.types import Tensor, Type, sym
+from multiway.compiler.graph.layer_graph import Value
+from multiway.compiler.graph.types import Tensor, Type, sym
 from multiway.specs.connections import Site
 from multiway.specs.language.block import Block, Rotary
 from multiway.specs.language.parts import PlainNorm

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.assemble.program import Program
-from multiway.compiler.graph import Value
-from multiway.compiler.init import ONES, ZEROS
+from multiway.compiler.graph.init import ONES, ZEROS
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.connections import Reading
 from multiway.specs.language.wiring import Mix, Router
 

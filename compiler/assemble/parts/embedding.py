@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from multiway.compiler.assemble.parameters import Declared, start_of
 from multiway.compiler.assemble.program import Program
-from multiway.compiler.graph import Value
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.language.inputs import Embed, Form, Input, Learned
 
 

@@ -9,7 +9,7 @@ from multiway.compiler.assemble.hiddens import Hiddens
 from multiway.compiler.assemble.parts import plain_norm
 from multiway.compiler.assemble.parts.routers import Routers
 from multiway.compiler.assemble.program import Program, join
-from multiway.compiler.graph import Value
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.language.fields import Config
 from multiway.specs.language.parts import PlainNorm
 from multiway.specs.language.routing import Chosen, Experts, Modality, chosen

@@ -7,7 +7,7 @@ from multiway.compiler.assemble.parts import norm as norms
 from multiway.compiler.assemble.parts import plain_norm, routers
 from multiway.compiler.assemble.parts.experts import Way, Ways, ways_of
 from multiway.compiler.assemble.program import Program, join
-from multiway.compiler.graph import Value
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.language.block import FFN, Block
 from multiway.specs.language.routing import Chosen, Shared, chosen
 

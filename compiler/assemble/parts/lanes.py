@@ -5,8 +5,8 @@ from __future__ import annotations
 from multiway.compiler.assemble.parameters import Declared, initial_or
 from multiway.compiler.assemble.parts import plain_norm
 from multiway.compiler.assemble.program import Program
-from multiway.compiler.graph import Value
-from multiway.compiler.init import IDENTITY, NORMAL, ONES, ZEROS, Init, diagonal, one_hot
+from multiway.compiler.graph.init import IDENTITY, NORMAL, ONES, ZEROS, Init, diagonal, one_hot
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.connections import Site
 from multiway.specs.language.fields import Real
 from multiway.specs.language.parts import PlainNorm

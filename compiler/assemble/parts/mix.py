@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from multiway.compiler.assemble.parameters import Declared, initial_or
 from multiway.compiler.assemble.parts import depth_attention, mix_weights, plain_norm
 from multiway.compiler.assemble.program import Program, join
-from multiway.compiler.graph import Value
-from multiway.compiler.init import ZEROS
+from multiway.compiler.graph.init import ZEROS
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.connections import Reading, Site
 from multiway.specs.language.wiring import Mix
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from multiway.compiler.assemble.parameters import Declared, initial_or, start_of
 from multiway.compiler.assemble.parts import plain_norm
 from multiway.compiler.assemble.program import Program
-from multiway.compiler.graph import Value
-from multiway.compiler.init import ZEROS, Init
+from multiway.compiler.graph.init import ZEROS, Init
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.connections import Reading
 from multiway.specs.language.parts import PlainNorm
 from multiway.specs.language.wiring import Generator, Mix, Static

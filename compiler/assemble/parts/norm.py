@@ -6,7 +6,7 @@ from multiway.compiler.assemble.parameters import Declared
 from multiway.compiler.assemble.parts import plain_norm, routers
 from multiway.compiler.assemble.parts.experts import Way, Ways, ways_of
 from multiway.compiler.assemble.program import join
-from multiway.compiler.graph import Value
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.language.parts import Norm, PlainNorm
 from multiway.specs.language.routing import chosen
 

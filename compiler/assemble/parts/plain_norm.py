@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiway.compiler.assemble.parameters import Declared, start_of
 from multiway.compiler.assemble.program import Program, join
-from multiway.compiler.graph import Value
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.language.parts import PlainNorm
 from multiway.specs.language.routing import Chosen
 

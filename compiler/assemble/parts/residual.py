@@ -8,8 +8,8 @@ from multiway.compiler.assemble.parameters import Declared, initial_or
 from multiway.compiler.assemble.parts import norm as norms
 from multiway.compiler.assemble.parts.experts import Ways
 from multiway.compiler.assemble.program import Program
-from multiway.compiler.graph import Value
-from multiway.compiler.init import ONES, ZEROS, tiled
+from multiway.compiler.graph.init import ONES, ZEROS, tiled
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.connections import Site
 from multiway.specs.language.parts import Norm
 from multiway.specs.spec import Spec

@@ -9,8 +9,8 @@ from typing import Any
 from multiway.compiler.assemble.hiddens import Hiddens, padding_of, tokens_of
 from multiway.compiler.assemble.parameters import Declared, start_of
 from multiway.compiler.assemble.program import Program, join
-from multiway.compiler.graph import Value
-from multiway.compiler.init import Init
+from multiway.compiler.graph.init import Init
+from multiway.compiler.graph.layer_graph import Value
 from multiway.specs.language.fields import Config
 from multiway.specs.language.routing import (
     Balance,

@@ -16,14 +16,14 @@ from torch.autograd.function import once_differentiable
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.experts.dispatch import Dispatch
 from multiway.runtime.kernels.experts.grouped import outer_by_size, products_by_size
-from multiway.runtime.kernels.gated import compiled
 from multiway.runtime.kernels.kernel import traced
 from multiway.runtime.kernels.native.calls import alike
+from multiway.runtime.kernels.rows import gated_compiled
 
 
 def takes(kind: str, plan: Dispatch, *tensors: Tensor) -> bool:
     """Whether an expert's part of these, act(gate x) * (up x), is computed here."""
-    if kind not in compiled.KINDS or plan.by_token is None or traced():
+    if kind not in gated_compiled.KINDS or plan.by_token is None or traced():
         return False
     return (
         tensors[0].dtype == torch.float32
@@ -61,7 +61,7 @@ class _Gated(torch.autograd.Function):
         assert plan.by_token is not None and isinstance(plan.groups, list)
         rows = x.index_select(0, plan.tokens)
         inner, gating = (products_by_size(rows, each.mT, plan.groups) for each in (up, gate))
-        hidden = compiled.forward(kind, inner, gating, weights)
+        hidden = gated_compiled.forward(kind, inner, gating, weights)
         ctx.plan, ctx.kind = plan, kind
         ctx.save_for_backward(rows, weights, inner, gating, up, gate, down)
         return plan.by_token.sums(products_by_size(hidden, down.mT, plan.groups))
@@ -74,7 +74,7 @@ class _Gated(torch.autograd.Function):
         sizes = ctx.plan.groups
         given = grad.index_select(0, ctx.plan.tokens)
         of_hidden = products_by_size(given, down, sizes)
-        found = compiled.backward(
+        found = gated_compiled.backward(
             ctx.kind, inner, gating, weights, of_hidden, again=needs[2], own=True
         )
         of_x = None

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.activations import activate
 from multiway.runtime.kernels.experts import gated
 from multiway.runtime.kernels.experts.dispatch import Dispatch, dispatch, is_static
 from multiway.runtime.kernels.kernel import Kernel, autocasts
+from multiway.runtime.kernels.rows.activations import activate
 
 
-def routed_linear(
+def moe_linear(
     x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None = None, *, count: int, most: int
 ) -> Tensor:
     """The sum over experts of gate times linear: x [*, D], gates [*, X], weight [X, F, D],
@@ -25,7 +25,7 @@ def routed_linear(
     return _shaped(y if bias is None else y + scores @ bias, x)
 
 
-def routed_ffn(
+def moe_ffn(
     x: Tensor,
     gates: Tensor,
     up: Tensor,
@@ -47,7 +47,7 @@ def routed_ffn(
 
     x: [*, D]; gates: [*, X]; up, gate: [X, F, D]; down: [X, G, F]; up_bias, gate_bias, gain, shift:
     [X, F]; down_bias: [X, G] -> [*, G]. kind: of the activation. norm: "layer_norm", "rms_norm" or
-    "" for none. most: as of routed_linear.
+    "" for none. most: as of moe_linear.
     """
     flat, scores = x.flatten(0, -2), gates.flatten(0, -2)
     plan = dispatch(scores, most)
@@ -69,7 +69,7 @@ def routed_ffn(
     return _shaped(y if down_bias is None else y + scores @ down_bias, x)
 
 
-def routed_affine(
+def moe_affine(
     x: Tensor, gates: Tensor, weight: Tensor, bias: Tensor | None = None, *, count: int, most: int
 ) -> Tensor:
     """The sum over experts of gate times (x * gain + shift): x [*, D], gates [*, X], weight and
@@ -110,22 +110,22 @@ def _refuses_affine(x: Tensor, *_: Any, **__: Any) -> str | None:
 
 KERNELS = [
     Kernel(
-        op="routed_linear",
-        run=routed_linear,
+        op="moe_linear",
+        run=moe_linear,
         refuses=_refuses,
         doc="a linear of experts for the tokens that go to each",
         portable=True,
     ),
     Kernel(
-        op="routed_ffn",
-        run=routed_ffn,
+        op="moe_ffn",
+        run=moe_ffn,
         refuses=_refuses,
         doc="a feed-forward part of experts for the tokens that go to each",
         portable=True,
     ),
     Kernel(
-        op="routed_affine",
-        run=routed_affine,
+        op="moe_affine",
+        run=moe_affine,
         refuses=_refuses_affine,
         doc="one gain and shift for a token, summed over its experts",
         portable=True,

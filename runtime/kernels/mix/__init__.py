@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels.kernel import Kernel, traced
-from multiway.runtime.kernels.mix import compiled, op
+from multiway.runtime.kernels.mix import compiled, op, token_weights
 from multiway.runtime.kernels.mix.history import History
 from multiway.runtime.kernels.mix.history import append as _append
 from multiway.runtime.kernels.mix.history import mix as _mix_history
@@ -156,6 +156,7 @@ def _unlike(first: Tensor, x: Tensor) -> str:
 
 
 KERNELS = [
+    *token_weights.KERNELS,
     Kernel(
         op="fused_mix",
         run=fused_mix,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from multiway.runtime.kernels.kernel import no_autocast
 from multiway.runtime.kernels.mix.plan import Grads, Inputs, Maybes, Plan, Wanted
-from multiway.runtime.kernels.norms.plain import norm_backward
+from multiway.runtime.kernels.rows.norms_plain import norm_backward
 
 CACHED_ELEMENTS = 1 << 21  # of products that are then added to gradients: they stay in the cache
 

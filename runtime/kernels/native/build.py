@@ -29,8 +29,8 @@ FLAGS = (
     # with a layer norm of 788 x 3072 takes 0.99 ms so, and 0.67 with whole ones.
     *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
 )
-# What not every compiler has. Probed frames: one larger than what is left of a stack is a fault where
-# it begins, and never a write into what lies beyond the guard page.
+# What not every compiler has. Probed frames: one larger than what is left of a stack is a fault
+# where it begins, and never a write into what lies beyond the guard page.
 OPTIONAL = ("-fstack-clash-protection",)
 HEADERS = Path(__file__).resolve().parent  # what C files share
 TIMEOUT_S = 300
@@ -54,9 +54,9 @@ class Toolchain:
 
 @functools.cache
 def sources() -> Mapping[str, Path]:
-    """The C files in the folders beside this one, by name."""
+    """The C files in the folders beside this one, however deep, by name."""
     found: dict[str, Path] = {}
-    for path in sorted(Path(__file__).resolve().parents[1].glob("*/*.c")):
+    for path in sorted(Path(__file__).resolve().parents[1].rglob("*.c")):
         assert path.stem not in found, f"two C files are called {path.name}"
         found[path.stem] = path
     return found

@@ -1,0 +1,166 @@
+"""The record of an op. An op is one file in compiler/ops; nothing else needs to know of it."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from multiway.compiler.graph.init import Init
+from multiway.compiler.graph.signature import Signature, infer, parse_signature
+from multiway.compiler.graph.types import Type
+
+Memory = Literal["own", "view", "list", "sizes"]
+Packs = Literal["each", "together"]
+Letters = Mapping[str, int]
+"""Sizes by letter of the signature; `*` is the product of the leading axes."""
+
+
+@dataclass(frozen=True)
+class Attr:
+    """An attribute of an op. With a `letter`, its value (of a list: its length) binds that letter
+    of the signature. A `hint` helps a kernel; no number depends on it."""
+
+    doc: str
+    default: Any = None
+    letter: str = ""
+    hint: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Shapes on which the generic tests run an op. Ints below `below` fill what is not a float;
+    `values` are those of inputs that matter where a draw would seldom give them."""
+
+    shapes: Mapping[str, Any]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    below: int = 4
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reject:
+    """Shapes that an op must refuse, and the text with which it does."""
+
+    shapes: Mapping[str, Any]
+    error: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _no_flops(_: Letters) -> float:
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Op:
+    """What an op is. `reference` is the only definition of its meaning: slow, obvious, and right in
+    any float type. Its positional parameters are the inputs of the signature, in that order; its
+    keyword parameters are the attributes.
+
+    `formula` says the same in numpy, by another way than the reference goes: it takes float64
+    arrays for tensors and gives arrays of the same shapes. That of a random op also takes
+    `uniform`, the numbers in [0, 1) that the reference draws, or None while gradients are off. A
+    composed op has none: the ops that it is made of have theirs.
+
+    memory: what its outputs are in memory: numbers of their own, a `view` of its first input, a
+    `list` of what it reads, or `sizes`, which are no numbers. Only those of its own are written.
+    packs: how an inference program lays its weights out: each for a product of its own, or all
+    together for one.
+    """
+
+    signature: str
+    reference: Callable[..., Any]
+    doc: str
+    formula: Callable[..., Any] | None = None
+    attrs: Mapping[str, Attr] = field(default_factory=dict)
+    params: Mapping[str, Init] = field(default_factory=dict)  # role to how it starts
+    derive: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+    flops: Callable[[Letters], float] = _no_flops
+    tokenwise: tuple[str, ...] = ()  # inputs that run along the tokens, each token for itself
+    saves: tuple[str, ...] = ()  # inputs ("output", "inner": one of its size) that backward needs
+    memory: Memory = "own"
+    norm: bool = False  # a norm over the last axis, of x by weight and bias
+    products: int | None = None  # matrix products; None: those of the ops a composed one calls
+    packs: Packs | None = None
+    random: bool = False  # draws numbers: two calls with the same inputs differ
+    once: bool = False  # reads parameters only, and inference programs keep what it gives
+    composed: bool = False  # the reference calls other ops only: a fused op
+    samples: Sequence[Sample] = ()
+    rejects: Sequence[Reject] = ()
+    cite: str = ""
+
+    def __post_init__(self) -> None:
+        # Lowered code names the function by its public home (multiway/ops.py), which re-exports it.
+        self.reference.__module__ = "multiway.ops"
+
+    @property
+    def name(self) -> str:
+        return self.reference.__name__
+
+    @property
+    def moves_memory(self) -> bool:
+        """Whether its outputs are written when it runs, each time that it runs."""
+        return self.memory == "own" and not self.once
+
+    @property
+    def view_of(self) -> str:
+        """The input that its outputs are views of, empty where they are none."""
+        return self.parsed.inputs[0].name if self.memory == "view" else ""
+
+    @property
+    def parsed(self) -> Signature:
+        return parse_signature(self.signature)
+
+    def full_attrs(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """The attributes with their defaults, in declared order."""
+        unknown = set(attrs) - set(self.attrs)
+        assert not unknown, f"{self.name} has no attribute {unknown}"
+        return {name: attrs.get(name, attr.default) for name, attr in self.attrs.items()}
+
+    def letters(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+        """The letters that attributes bind."""
+        found = {a.letter: attrs[n] for n, a in self.attrs.items() if a.letter}
+        return {k: len(v) if isinstance(v, (list, tuple)) else v for k, v in found.items()}
+
+    def types(
+        self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
+    ) -> tuple[Type, ...]:
+        """Output types for argument types (inputs and parameters). Raises ShapeError."""
+        given = tuple(
+            (name, value if isinstance(value, Type) else tuple(value))
+            for name, value in arguments.items()
+        )
+        return _types(self.name, given, tuple(self.letters(attrs).items()))
+
+    def sizes(
+        self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """What every letter of the signature stands for."""
+        return infer(self.parsed, arguments, self.letters(attrs), self.derive)[1].letters
+
+
+@functools.lru_cache(maxsize=8192)
+def _types(
+    name: str, arguments: tuple[tuple[str, Any], ...], letters: tuple[tuple[str, Any], ...]
+) -> tuple[Type, ...]:
+    """Inferred types; blocks of one layout ask the same again and again."""
+    op = registry()[name]
+    return infer(op.parsed, dict(arguments), dict(letters), op.derive)[0]
+
+
+@functools.cache
+def registry() -> Mapping[str, Op]:
+    """Every op by name, in the order of the file names; fused ops come last."""
+    found: dict[str, Op] = {}
+    for folder in ("ops", "fusions"):
+        package = importlib.import_module(f"multiway.compiler.{folder}")
+        for name in sorted(module.name for module in pkgutil.iter_modules(package.__path__)):
+            op = importlib.import_module(f"multiway.compiler.{folder}.{name}").OP
+            assert op.name == name, f"compiler/{folder}/{name}.py defines {op.name}"
+            assert op.composed == (folder == "fusions") and name not in found
+            found[name] = op
+    importlib.import_module("multiway.compiler.graph.composed").fill(found)
+    return found

@@ -1,5 +1,0 @@
-"""Causal attention in C that leaves out what no query sees, in both directions."""
-
-from multiway.runtime.kernels.causal.op import attend, takes
-
-__all__ = ["attend", "takes"]

@@ -1,0 +1,137 @@
+"""Norms in one pass, alone and in pairs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from comparing import check, draw
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from multiway.compiler.lowering.dispatch import fast
+from multiway.compiler.ops.layer_norm import layer_norm
+from multiway.compiler.ops.rms_norm import rms_norm
+from multiway.runtime.kernels import kernels, native
+from multiway.runtime.kernels.native.calls import ELEMENTS_PER_THREAD
+from multiway.runtime.kernels.rows import norms as fused
+from multiway.runtime.kernels.rows.norms import norm_pair
+
+NORMS = {"rms_norm": rms_norm, "layer_norm": layer_norm}
+
+
+def reference_norms(x: Tensor, *affine: Tensor, norm: str) -> tuple:
+    """One result for each weight; the biases come behind the weights."""
+    count = len(affine) // 2
+    pairs = zip(affine[:count], affine[count:], strict=True)
+    return tuple(NORMS[norm](x, *pair, eps=1e-5) for pair in pairs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 5, 33), (70, 17), (7,), (0, 8), (1, 256)])
+@pytest.mark.parametrize("fixed", [(), (0,), (1,), (2,), (0, 1)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_one_norm(
+    engine: str, norm: str, dtype: torch.dtype, shape: tuple[int, ...], fixed: tuple[int, ...]
+) -> None:
+    affine = [draw(shape[-1], dtype=dtype, seed=s) for s in (1, 2)]
+    inputs = [draw(*shape, dtype=dtype), *affine]
+    ours, reference = partial(getattr(fused, norm), eps=1e-5), partial(NORMS[norm], eps=1e-5)
+    check(ours, reference, inputs, fixed)
+    check(ours, reference, [inputs[0].double()])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+@pytest.mark.parametrize("shape", [(2, 5, 33), (70, 17), (0, 8)])
+@pytest.mark.parametrize("fixed", [(), (0,), (1, 4), (2,), (1, 2, 3, 4)])
+def test_norm_pair(
+    engine: str, dtype: torch.dtype, norm: str, shape: tuple[int, ...], fixed: tuple[int, ...]
+) -> None:
+    affine = [draw(shape[-1], dtype=dtype, seed=s) for s in range(1, 5)]
+    check(
+        lambda x, *a: norm_pair(x, a[:2], a[2:], norm=norm, eps=1e-5),
+        lambda x, *a: reference_norms(x, *a, norm=norm),
+        [draw(*shape, dtype=dtype), *affine],
+        fixed,
+    )
+
+
+@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
+def test_norm_pair_of_which_one_is_read(engine: str, norm: str) -> None:
+    inputs = [draw(6, 9), *(draw(9, seed=s) for s in range(1, 5))]
+    check(
+        lambda x, *a: norm_pair(x, a[:2], a[2:], norm=norm, eps=1e-5)[1],
+        lambda x, *a: reference_norms(x, *a, norm=norm)[1],
+        inputs,
+        fixed=(1, 3),
+    )
+
+
+def test_norm_pair_without_biases(engine: str) -> None:
+    check(
+        lambda x, *w: norm_pair(x, w, norm="rms_norm", eps=1e-5),
+        lambda x, *w: tuple(rms_norm(x, each, eps=1e-5) for each in w),
+        [draw(6, 9), draw(9), draw(9, seed=1)],
+    )
+
+
+def test_norms_on_several_threads_and_of_views(engine: str) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        inputs = [draw(64, 4 * ELEMENTS_PER_THREAD // 64).t(), draw(64)]
+        check(lambda *x: fused.rms_norm(*x, eps=1e-5), lambda *x: rms_norm(*x, eps=1e-5), inputs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_norms_refuse_what_torch_does_as_well() -> None:
+    refuses = kernels()["rms_norm"].refuses
+    many = draw(1 << 15)
+    assert refuses(many[:7], eps=0.0) == "x is small: 7 numbers"
+    assert refuses(many.half(), eps=0.0) == "x is torch.float16"
+    with native.disabled():
+        assert refuses(many, eps=0.0) == "C kernels are switched off"
+    refuses = kernels()["layer_norm"].refuses
+    assert refuses(many, eps=0.0) == "x is torch.float64: torch's own takes one pass, too"
+    assert refuses(many.bfloat16(), eps=0.0) == "x is small: 32768 numbers"
+    assert refuses(draw(1 << 17).bfloat16(), eps=0.0) is None
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("width", [1, 7, 48, 3072])
+def test_bfloat16_is_float32_rounded_once(norm: str, width: int) -> None:
+    if native.library("norms") is None:
+        pytest.skip(f"no C kernel: {native.refused('norms')}")
+    ours = getattr(fused, norm)
+    x, gain, bias = (
+        draw(*shape, dtype=torch.float32, seed=i).bfloat16()
+        for i, shape in enumerate([(70, width), (width,), (width,)])
+    )
+    grad = draw(70, width, dtype=torch.float32, seed=3).bfloat16()
+
+    def results(dtype: torch.dtype) -> list[Tensor]:
+        leaves = [each.to(dtype).requires_grad_() for each in (x, gain, bias)]
+        y = ours(*leaves, eps=1e-5)
+        return [y, *torch.autograd.grad(y, leaves, grad.to(dtype))]
+
+    for found, exact in zip(results(torch.bfloat16), results(torch.float32), strict=True):
+        assert torch.equal(found, exact.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", NORMS)
+def test_transforms_and_forward_mode_get_torchs_operators(norm: str, dtype: torch.dtype) -> None:
+    x, direction = (draw(4, 300, 128, dtype=dtype, seed=s) for s in (0, 1))
+    ours, reference = partial(fast(norm), eps=1e-5), partial(NORMS[norm], eps=1e-5)
+    for transform in (torch.func.vmap, lambda f: torch.func.grad(lambda t: f(t).square().sum())):
+        torch.testing.assert_close(transform(ours)(x), transform(reference)(x))
+    tangents = []
+    for function in (ours, reference):
+        with forward_ad.dual_level():
+            y = function(forward_ad.make_dual(x, direction))
+            tangents.append(forward_ad.unpack_dual(y).tangent)
+    torch.testing.assert_close(*tangents)
+    assert tangents[0].any()
