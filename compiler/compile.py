@@ -96,8 +96,7 @@ def _check_memory(declared: Mapping[str, Param], device: torch.device, dtype: to
     if there is not None and needed > there:
         raise MultiwayError.one(
             "too-large",
-            f"the weights take {needed / 2**30:,.1f} GiB, "
-            f"this process may use {there / 2**30:,.1f}",
+            f"the weights take {needed / 2**30:,.1f} GiB, a process may use {there / 2**30:,.1f}",
             place="compile",
             expected="a smaller model, a narrower dtype, or device='meta' to look at it",
         )

@@ -108,6 +108,7 @@ class LayerGraph:
         self.names: dict[str, Value] = {}
         self.recompute: frozenset[str] = frozenset()  # nodes of blocks that backward runs once more
         self.packed: frozenset[str] = frozenset()  # products whose weights are laid out once
+        self._places: dict[str, int] = {}  # by path; empty where nodes were added since
 
     # Building
 
@@ -121,6 +122,7 @@ class LayerGraph:
     def adopt(self, record: Record, arguments: Arguments) -> list[Value]:
         """Adds a node whose outputs are known already, such as one of another graph."""
         self.nx.add_node(record.path, record=record)
+        self._places.clear()
         edges: list[tuple[str, Value]] = []
         for name, given in arguments.items():
             many = [(name, given)] if isinstance(given, Value) else _numbered(name, given)
@@ -171,6 +173,12 @@ class LayerGraph:
         """Records in an order in which every node follows what it reads: that of building."""
         for data in self.nx._node.values():
             yield data["record"]
+
+    def before(self, path: str, other: str) -> bool:
+        """Whether a node was built before another one."""
+        if not self._places:
+            self._places.update((each, i) for i, each in enumerate(self.nx._node))
+        return self._places[path] < self._places[other]
 
     def record(self, path: str) -> Record:
         return self.nx._node[path]["record"]  # type: ignore[no-any-return]

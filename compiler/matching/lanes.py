@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
 from multiway.compiler.graph.op import registry
@@ -13,7 +12,6 @@ from multiway.compiler.matching.match import Match, params_list, source
 
 READS = ("read_lanes", "sum_lanes")
 WRITES = {"write_lanes": "lanes", "write_pieces": "pieces"}
-_order: WeakKeyDictionary[LayerGraph, Mapping[str, int]] = WeakKeyDictionary()
 
 
 @dataclass(kw_only=True)
@@ -195,7 +193,7 @@ def _generator(
     if not found.take_edges("shifts", graph, linears, "bias"):
         return False
     edges = [v for name in ("matrices", "shifts") for v in found.arguments.get(name, ())]
-    return not edges or all(_before(graph, value.path, root.path) for value in edges)  # type: ignore[union-attr]
+    return not edges or all(graph.before(value.path, root.path) for value in edges)  # type: ignore[union-attr]
 
 
 def _chain(
@@ -274,11 +272,4 @@ def _matched(
 def _early(graph: LayerGraph, value: Value, nodes: Collection[str], root: Record) -> bool:
     """Whether a node outside reads a value before the root, whose place the fused op takes."""
     outside = [path for path, _ in graph.readers(value) if path not in nodes]
-    return any(_before(graph, path, root.path) for path in outside)
-
-
-def _before(graph: LayerGraph, path: str, other: str) -> bool:
-    """Whether a node was built before another one."""
-    if graph not in _order:
-        _order[graph] = {record.path: i for i, record in enumerate(graph)}
-    return _order[graph][path] < _order[graph][other]
+    return any(graph.before(path, root.path) for path in outside)

@@ -1,6 +1,7 @@
 """C kernels: compiled when first used, where there is a compiler, and kept in a cache folder.
 
 A folder of `runtime/kernels` may hold C files; `library("mix")` is `mix.c`, compiled and loaded.
+Processes that want one file at once compile it once: the others wait (native/lock.py).
 Nothing here is required: without a compiler `library` returns None and `refused` says why.
 """
 

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch  # noqa: F401  its OpenMP runtime must be in the process before ours is looked up
 
+from multiway.runtime.kernels.native.lock import locked
+
 COMPILERS = ("cc", "gcc", "clang")
 # Of -ffast-math only what cannot change a value: infinities and NaN must pass, and sums are
 # reordered only where the source says so (`omp simd reduction`).
@@ -33,7 +35,7 @@ FLAGS = (
 # where it begins, and never a write into what lies beyond the guard page.
 OPTIONAL = ("-fstack-clash-protection",)
 HEADERS = Path(__file__).resolve().parent  # what C files share
-TIMEOUT_S = 300
+TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,11 @@ def load(source: Path, tools: Toolchain) -> ctypes.CDLL | Refused:
         target = tools.folder / f"{source.stem}-{_key(source, tools)}.so"
         loaded = _open(target)
         if isinstance(loaded, Refused):  # not there yet, or cut short, or of another machine
-            refusal = _compile(source, target, tools)
-            loaded = _open(target) if refusal is None else refusal
+            with locked(target.with_suffix(".lock"), wait_s=TIMEOUT_S):
+                loaded = _open(target)  # another process may have made it while this one waited
+                if isinstance(loaded, Refused):
+                    refusal = _compile(source, target, tools)
+                    loaded = _open(target) if refusal is None else refusal
         return loaded
     except OSError as error:
         return Refused(f"{source.name}: {error}")

@@ -177,6 +177,15 @@ def test_a_wrong_edge_is_refused_while_building() -> None:
     )
 
 
+def test_a_graph_that_grows_knows_the_order_of_its_nodes() -> None:
+    graph = graph_of()
+    first, last = (list(graph)[i].path for i in (0, -1))
+    assert graph.before(first, last) and not graph.before(last, first)
+    graph.adopt(Record(path="late", op="positions"), {})
+    assert graph.before(last, "late") and not graph.before("late", first)
+    assert not graph.before("late", "late")
+
+
 def test_two_nodes_cannot_share_a_path() -> None:
     graph = small()
     with pytest.raises(AssertionError, match="two nodes at a"):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ import torch
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.mix import compiled
 from multiway.runtime.kernels.native import build
+from multiway.runtime.kernels.native.lock import locked
 
 needs_c = pytest.mark.skipif(
     native.library("mix") is None, reason=f"no C kernel: {native.refused('mix')}"
@@ -102,6 +106,76 @@ def test_processes_that_compile_at_once(tmp_path: Path, source: Path) -> None:
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     assert [each.communicate()[0].strip() for each in running] == ["42"] * 3
     assert [p.suffix for p in folder.iterdir()] == [".so"]
+
+
+@needs_c
+@pytest.mark.slow
+def test_of_processes_at_once_one_compiles(tmp_path: Path, source: Path) -> None:
+    tools = tools_for(tmp_path / "cache")
+    log = tmp_path / "log"
+    slow = fake(tmp_path, f'echo compiled >> {log}; sleep 2; exec {tools.compiler} "$@"')
+    code = (
+        "import sys; from pathlib import Path; from multiway.runtime.kernels.native import build\n"
+        "tools = build.Toolchain(compiler=sys.argv[2], version='0', folder=Path(sys.argv[3]))\n"
+        "print('ready', flush=True); input()\n"
+        "print(build.load(Path(sys.argv[1]), tools).answer())\n"
+    )
+    command = [sys.executable, "-c", code, str(source), slow.compiler, str(slow.folder)]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for each in running:  # none begins before all could
+        assert each.stdout is not None and each.stdout.readline() == "ready\n"
+    for each in running:
+        assert each.stdin is not None
+        each.stdin.write("\n")
+        each.stdin.flush()
+    assert [each.communicate()[0].strip() for each in running] == ["42"] * 2
+    assert log.read_text() == "compiled\n"
+    assert [p.suffix for p in slow.folder.iterdir()] == [".so"]
+
+
+@needs_c
+def test_what_another_process_makes_is_waited_for(tmp_path: Path, source: Path) -> None:
+    tools = tools_for(tmp_path / "made")
+    build.load(source, tools)
+    (made,) = tools.folder.iterdir()
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    with ThreadPoolExecutor(1) as threads:
+        with locked(folder / made.with_suffix(".lock").name, wait_s=0) as held:
+            assert held
+            waiting = threads.submit(build.load, source, tools_for(folder))
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=0.3)
+            os.replace(made, folder / made.name)
+            changed = (folder / made.name).stat().st_mtime_ns
+        loaded = waiting.result(timeout=60)
+    assert not isinstance(loaded, build.Refused) and loaded.answer() == 42
+    assert (folder / made.name).stat().st_mtime_ns == changed
+    assert [p.suffix for p in folder.iterdir()] == [".so"]
+
+
+@needs_c
+def test_a_process_that_never_ends_is_not_waited_for(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = tools_for(tmp_path / "cache")
+    build.load(source, tools)
+    (made,) = tools.folder.iterdir()
+    made.unlink()
+    with locked(made.with_suffix(".lock"), wait_s=0):
+        with locked(made.with_suffix(".lock"), wait_s=0) as held:
+            assert not held
+        monkeypatch.setattr(build, "locked", functools.partial(_impatient, locked))
+        loaded = build.load(source, tools)
+    assert not isinstance(loaded, build.Refused) and loaded.answer() == 42
+
+
+def _impatient(inner: Any, path: Path, *, wait_s: float) -> Any:
+    assert wait_s == build.TIMEOUT_S
+    return inner(path, wait_s=0.1)
 
 
 def fake(folder: Path, body: str) -> build.Toolchain:
