@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels.mix import compiled, op
-from multiway.runtime.kernels.mix.buffer import Buffer
 from multiway.runtime.kernels.mix.plan import Inputs, Plan, Wanted
 
 # Private, so looked for: without it nothing is tracked, and gradients are added by autograd.
@@ -108,6 +107,35 @@ class Source:
             self.slot = Slot(before.slot if before is not None else None)
             run: Callable[..., Tensor] = Append.apply
             self.node = run(x, self.slot)
+
+
+class Buffer:
+    """A history in one piece of memory [capacity, ..., D], filled from the front when asked for.
+
+    held: the sources that lie there.
+    """
+
+    __slots__ = ("capacity", "data", "held")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.held: list[Source] = []
+        self.data: Tensor | None = None
+
+    def of(self, sources: Sequence[Source]) -> Tensor | None:
+        """The sources as [L, ..., D]; None where another branch has gone on here, or it is full."""
+        same = all(held is source for held, source in zip(self.held, sources, strict=False))
+        if not same or len(sources) > self.capacity:
+            return None
+        if self.data is None:
+            like = sources[0].x
+            size = (self.capacity, *like.shape)
+            self.data = torch.empty(size, dtype=like.dtype, device=like.device)
+        for source in sources[len(self.held) :]:
+            # Through .data: autograd must not take this for a change of what earlier mixes saved.
+            self.data.data[len(self.held)].copy_(source.x.detach())
+            self.held.append(source)
+        return self.data[: len(sources)]
 
 
 class History(list[Tensor]):
