@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.lanes import fused_lanes
 from multiway.runtime.kernels.rows.norms import rms_norm

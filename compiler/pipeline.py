@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from multiway.compiler.assemble.build import build
 from multiway.compiler.graph.layer_graph import LayerGraph
+from multiway.compiler.graph.rewrite import Tally
 from multiway.compiler.graph.verify import VerificationError, verify
-from multiway.compiler.matching.match import Tally, fuse, fusions
+from multiway.compiler.matching.match import fuse, fusions
 from multiway.compiler.passes.drop_dead import drop_dead
 from multiway.compiler.passes.fold_norms import fold_norms
 from multiway.compiler.passes.lay_out_history import lay_out_history
@@ -22,6 +24,7 @@ from multiway.compiler.passes.plan_memory import plan_memory
 from multiway.compiler.passes.share_common import share_common
 from multiway.compiler.passes.sink_segments import sink_segments
 from multiway.specs.errors import MultiwayError, nearest, one_of
+from multiway.specs.spec import Spec
 
 Numerics = Literal["exact", "rounding", "approx"]
 Kind = Literal["transform", "analysis"]
@@ -290,3 +293,22 @@ def run(graph: LayerGraph, options: Options) -> list[Stage]:
             verify(made)
         stages.append(Stage(name=each.name, graph=made, tally=tally, seconds=seconds))
     return stages
+
+
+class Stages(dict[str, list[Stage]]):
+    """The layer graphs of a spec's programs at every stage, made when first asked for. Without
+    options there is one stage: the graph as built.
+    """
+
+    def __init__(self, spec: Spec, options: Options | None, taps: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.spec, self.options, self.taps = spec, options, taps
+
+    def __missing__(self, name: str) -> list[Stage]:
+        graph = build(self.spec, program=name, taps=self.taps)
+        verify(graph)
+        if self.options is None:
+            self[name] = [Stage(name="built", graph=graph, tally=Tally(), seconds=0.0)]
+        else:
+            self[name] = run(graph, self.options)
+        return self[name]

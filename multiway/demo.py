@@ -23,8 +23,7 @@ import multiway as mw
 from multiway.catalogue import limits
 from multiway.commands.show import table
 from multiway.compiler.analysis.costs import costs, default_sizes
-from multiway.compiler.pipeline import Options
-from multiway.compiler.stages import Stages
+from multiway.compiler.pipeline import Options, Stages
 from multiway.compiler.views.report import report, summary
 from multiway.compiler.views.text import to_text
 from multiway.runtime.generation.greedy import greedy

@@ -1,6 +1,6 @@
 """The functions that fused programs call, by op: see multiway/compiler/dispatch.py."""
 
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.dispatch import fast
 from multiway.runtime.kernels import kernels
 

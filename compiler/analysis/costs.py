@@ -9,7 +9,8 @@ from typing import Any
 
 from multiway.compiler.graph.composed import trace
 from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, ArgumentTypes, LayerGraph, Record
-from multiway.compiler.graph.op import Op, registry
+from multiway.compiler.graph.op import Op
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.types import History, Sizes, Sym, Tensor, Type, number
 
 _BYTES = {"float": 4, "int": 8, "bool": 1}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from multiway.compiler.analysis.costs import node_flops, node_moved_bytes, type_bytes
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value, block_of
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 
 INNER = -1  # the port of a value that is inside of a node
 # What a core computes while it moves a byte, in order of magnitude: ops without products cost what

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from multiway.compiler.graph.init import Init, scaled
 from multiway.compiler.graph.layer_graph import Param
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.specs.errors import MultiwayError
 from multiway.specs.language.fields import Config
 from multiway.specs.language.parts import Initial

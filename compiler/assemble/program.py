@@ -15,7 +15,7 @@ from multiway.compiler.graph.layer_graph import (
     Record,
     Value,
 )
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.types import Type
 from multiway.specs.language.fields import Config
 from multiway.specs.spec import Spec

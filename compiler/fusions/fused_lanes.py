@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.graph.composed import call as f
 from multiway.compiler.graph.init import NORMAL, ONES, ZEROS, Init
 from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.registry import call as f
 from multiway.compiler.matching.lanes import match
 from multiway.compiler.matching.match import Fusion
 

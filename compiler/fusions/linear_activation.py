@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from multiway.compiler.graph.composed import call as f
 from multiway.compiler.graph.init import NORMAL, ONES, ZEROS
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
 from multiway.compiler.graph.op import Attr, Op, Reject, Sample
+from multiway.compiler.graph.registry import call as f
 from multiway.compiler.matching.match import Fusion, Match, source
 
 

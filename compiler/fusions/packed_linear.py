@@ -5,10 +5,10 @@ from __future__ import annotations
 import os.path
 from typing import Any
 
-from multiway.compiler.graph.composed import call as f
 from multiway.compiler.graph.init import NORMAL, ZEROS
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value, block_of
 from multiway.compiler.graph.op import Op, Reject, Sample
+from multiway.compiler.graph.registry import call as f
 from multiway.compiler.matching.match import Fusion, Match, form, gathered
 
 

@@ -1,7 +1,7 @@
 """Fused ops are written as calls of other ops. Run on tensors, such a function is the reference;
 run on types, it is the small graph that the fused op replaces.
 
-    from multiway.compiler.compose import call as f
+    from multiway.compiler.graph.registry import call as f
     def linear_cross_entropy(x, labels, weight, bias=None, *, smoothing):
         return f.cross_entropy(f.linear(x, weight, bias), labels, smoothing=smoothing)
 """
@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from multiway.compiler.graph.op import Op, registry
+from multiway.compiler.graph.op import Op
 from multiway.compiler.graph.types import Type
-from multiway.specs.errors import nearest
 
 
 @dataclass(frozen=True)
@@ -53,31 +52,8 @@ class Traced:
     small: Small
 
 
-class _Call:
-    """`call.NAME(...)` runs the reference of an op, or notes the call where types flow.
-
-    The functions are attributes, set when the registry is read: torch.compile can follow them.
-    """
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        """A function that is not there yet. Raises AttributeError if there is no such op."""
-        if not name.startswith("__") and name in registry():  # which makes all of them
-            return self.__dict__[name]  # type: ignore[no-any-return]
-        like = "" if name.startswith("__") else nearest(name, registry())
-        hint = f"; the nearest is {like!r}" if like else ""
-        raise AttributeError(f"there is no op {name!r}{hint}", name=name, obj=self)
-
-
-call = _Call()
-
-
-def fill(ops: Mapping[str, Op]) -> None:
-    """Makes the functions of `call`."""
-    for name, op in ops.items():
-        setattr(call, name, _function(op))
-
-
-def _function(op: Op) -> Callable[..., Any]:
+def callable_of(op: Op) -> Callable[..., Any]:
+    """The function of an op inside of references: runs it, or notes the call where types flow."""
     reference = op.reference
 
     def function(*args: Any, **kwargs: Any) -> Any:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 import networkx as nx
 
 from multiway.compiler.graph.init import Init
-from multiway.compiler.graph.op import Op, Packs, registry
+from multiway.compiler.graph.op import Op, Packs
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.signature import ShapeError
 from multiway.compiler.graph.types import Shape, Tensor, Type, from_plain, to_plain
 from multiway.specs.errors import MultiwayError, Span, nearest, one_of

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -133,7 +131,8 @@ class Op:
             (name, value if isinstance(value, Type) else tuple(value))
             for name, value in arguments.items()
         )
-        return _types(self.name, given, tuple(self.letters(attrs).items()))
+        letters = tuple(self.letters(attrs).items())
+        return _types(self.signature, self.derive, given, letters)
 
     def sizes(
         self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
@@ -144,23 +143,10 @@ class Op:
 
 @functools.lru_cache(maxsize=8192)
 def _types(
-    name: str, arguments: tuple[tuple[str, Any], ...], letters: tuple[tuple[str, Any], ...]
+    signature: str,
+    derive: Callable[[dict[str, Any]], dict[str, Any]] | None,
+    arguments: tuple[tuple[str, Any], ...],
+    letters: tuple[tuple[str, Any], ...],
 ) -> tuple[Type, ...]:
     """Inferred types; blocks of one layout ask the same again and again."""
-    op = registry()[name]
-    return infer(op.parsed, dict(arguments), dict(letters), op.derive)[0]
-
-
-@functools.cache
-def registry() -> Mapping[str, Op]:
-    """Every op by name, in the order of the file names; fused ops come last."""
-    found: dict[str, Op] = {}
-    for folder in ("ops", "fusions"):
-        package = importlib.import_module(f"multiway.compiler.{folder}")
-        for name in sorted(module.name for module in pkgutil.iter_modules(package.__path__)):
-            op = importlib.import_module(f"multiway.compiler.{folder}.{name}").OP
-            assert op.name == name, f"compiler/{folder}/{name}.py defines {op.name}"
-            assert op.composed == (folder == "fusions") and name not in found
-            found[name] = op
-    importlib.import_module("multiway.compiler.graph.composed").fill(found)
-    return found
+    return infer(parse_signature(signature), dict(arguments), dict(letters), derive)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph, grouped
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.signature import ShapeError
 
 

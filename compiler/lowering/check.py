@@ -8,7 +8,7 @@ from typing import Any
 from torch import fx
 
 from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.dispatch import fast
 
 Edge = tuple[str, int, str, str]

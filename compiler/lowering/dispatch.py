@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 
 
 def callee(name: str, *, packed: bool) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import operator
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,11 +27,10 @@ from multiway.compiler.graph.layer_graph import (
     block_of,
     grouped,
 )
-from multiway.compiler.graph.op import registry
 from multiway.compiler.graph.order import Step, steps
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.codegen import read_together
 from multiway.compiler.lowering.dispatch import callee
-from multiway.runtime.parameters.containers import WideParameters
 from multiway.runtime.parameters.derived import Folded, Recipe
 from multiway.runtime.parameters.packed import Buffer, Packing
 from multiway.runtime.training.recompute import recompute
@@ -333,44 +332,3 @@ def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
             root.add_module(name, nn.Module())
         root = root.get_submodule(name)
     root.add_module(last, module)
-
-
-def containers_for(
-    parameters: Iterable[tuple[str, nn.Parameter]], *, wide: Collection[str] = ()
-) -> nn.Module:
-    """A tree of modules that holds parameters under their paths, and nothing else.
-
-    wide: paths of those that stay float32 at least when the model is converted.
-    """
-    parents = {path.rpartition(".")[0] for path in wide}
-    root = nn.Module()
-    for path, parameter in parameters:
-        parent, _, name = path.rpartition(".")
-        module, at = root, ""
-        for part in parent.split("."):
-            at = f"{at}.{part}" if at else part
-            if part not in module._modules:
-                module.add_module(part, WideParameters() if at in parents else nn.Module())
-            module = module.get_submodule(part)
-        module.register_parameter(name, parameter)
-        if path in wide:
-            assert isinstance(module, WideParameters)
-            module.wide = (*module.wide, name)
-    return root
-
-
-def empty_parameters(
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    wide: Collection[str] = (),
-) -> nn.Module:
-    """Containers of uninitialised parameters. wide: paths of those that are float32 at least."""
-
-    def made(path: str, shape: tuple[int, ...]) -> nn.Parameter:
-        own = torch.promote_types(dtype, torch.float32) if path in wide else dtype
-        return nn.Parameter(torch.empty(shape, device=device, dtype=own))
-
-    made_all = ((path, made(path, shape)) for path, shape in shapes.items())
-    return containers_for(made_all, wide=wide)

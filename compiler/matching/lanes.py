@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.matching.match import Match, params_list, source
 
 READS = ("read_lanes", "sum_lanes")

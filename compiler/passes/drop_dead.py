@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from multiway.compiler.graph.layer_graph import INPUT, LayerGraph
-from multiway.compiler.matching.match import Rewriter, Tally
+from multiway.compiler.graph.rewrite import Rewriter, Tally
 
 
 def drop_dead(graph: LayerGraph, tally: Tally) -> LayerGraph:

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import replace
 
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value, block_of
-from multiway.compiler.matching.match import Rewriter, Tally
+from multiway.compiler.graph.rewrite import Rewriter, Tally
 
 PASS = "fold_norms"
 

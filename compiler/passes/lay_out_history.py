@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
+from multiway.compiler.graph.rewrite import Rewriter, Tally
 from multiway.compiler.graph.types import History
-from multiway.compiler.matching.match import Rewriter, Tally
 
 
 def lay_out_history(graph: LayerGraph, tally: Tally) -> LayerGraph:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from multiway.compiler.graph.layer_graph import LayerGraph, Record
-from multiway.compiler.graph.op import registry
-from multiway.compiler.matching.match import Rewriter, Tally
+from multiway.compiler.graph.registry import registry
+from multiway.compiler.graph.rewrite import Rewriter, Tally
 
 
 def pack_weights(graph: LayerGraph, tally: Tally) -> LayerGraph:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from multiway.compiler.analysis.costs import default_sizes
 from multiway.compiler.analysis.saved import Block, Keeping, Node
 from multiway.compiler.graph.layer_graph import LayerGraph, block_of
-from multiway.compiler.matching.match import Rewriter, Tally
+from multiway.compiler.graph.rewrite import Rewriter, Tally
 
 
 @dataclass(kw_only=True)

@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph, Record, Value, block_of
-from multiway.compiler.graph.op import registry
-from multiway.compiler.matching.match import Rewriter, Tally
+from multiway.compiler.graph.registry import registry
+from multiway.compiler.graph.rewrite import Rewriter, Tally
 
 
 def share_common(graph: LayerGraph, tally: Tally) -> LayerGraph:

@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph, Record, Value
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
+from multiway.compiler.graph.rewrite import Rewriter, Tally
 from multiway.compiler.graph.types import Tensor
-from multiway.compiler.matching.match import Rewriter, Tally
 
 PASS = "sink_segments"
 

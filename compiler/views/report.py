@@ -15,7 +15,7 @@ from multiway.compiler.analysis.costs import (
     products,
 )
 from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph, Record, block_of
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.types import History, Sizes, Tensor, Type, number
 from multiway.compiler.pipeline import Stage
 

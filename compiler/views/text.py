@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from multiway.compiler.graph.layer_graph import INPUT, LayerGraph, Record, Value, block_of
-from multiway.compiler.graph.op import registry
 from multiway.compiler.graph.order import Step, steps
+from multiway.compiler.graph.registry import registry
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,7 @@ from multiway.commands.common import (
 from multiway.compiler.analysis.costs import default_sizes
 from multiway.compiler.assemble.build import build, parameters, program_names
 from multiway.compiler.graph.layer_graph import LayerGraph
-from multiway.compiler.pipeline import Options, Stage
-from multiway.compiler.stages import Stages
+from multiway.compiler.pipeline import Options, Stage, Stages
 from multiway.compiler.views.report import report
 from multiway.compiler.views.report import to_text as to_report_text
 from multiway.compiler.views.text import to_text

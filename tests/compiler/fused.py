@@ -14,8 +14,7 @@ from test_properties import flat, some_sizes
 
 import multiway as mw
 from multiway.compiler.graph.layer_graph import LayerGraph
-from multiway.compiler.pipeline import Options
-from multiway.compiler.stages import Stages
+from multiway.compiler.pipeline import Options, Stages
 from multiway.runtime.model import Model
 
 Mappings = dict[str, Any]

@@ -10,9 +10,10 @@ import torch
 
 from multiway.compiler.graph.init import ONES
 from multiway.compiler.graph.layer_graph import LayerGraph, Param, Record, Value
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.types import Tensor, sym
-from multiway.compiler.lowering.lower import containers_for, lower
+from multiway.compiler.lowering.containers import containers_for
+from multiway.compiler.lowering.lower import lower
 
 BALANCE = {"start": "softmax", "iterations": 4, "eps": 1e-6, "transpose": False}
 

@@ -21,12 +21,12 @@ from strategies import CONTEXT, HEADS, VOCAB, random_inputs, randomise, sizes_of
 import multiway as mw
 from multiway.compiler.assemble.build import program_names
 from multiway.compiler.graph.layer_graph import LayerGraph
+from multiway.compiler.graph.rewrite import Tally
 from multiway.compiler.graph.types import Tensor, number
 from multiway.compiler.graph.verify import verify
 from multiway.compiler.heads import kinds
 from multiway.compiler.heads.classification import base_input
 from multiway.compiler.lowering.check import corresponds
-from multiway.compiler.matching.match import Tally
 from multiway.compiler.passes.drop_dead import drop_dead
 from multiway.compiler.views.text import to_text
 from multiway.runtime.model import Model

@@ -18,7 +18,8 @@ from multiway.compiler.assemble.build import parameters, program_names
 from multiway.compiler.graph.layer_graph import LayerGraph, block_of
 from multiway.compiler.graph.op import Op
 from multiway.compiler.graph.verify import verify
-from multiway.compiler.lowering.lower import empty_parameters, lower
+from multiway.compiler.lowering.containers import empty_parameters
+from multiway.compiler.lowering.lower import lower
 from multiway.compiler.views.picture import to_svg
 from multiway.compiler.views.text import to_text
 

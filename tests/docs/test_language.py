@@ -11,7 +11,7 @@ from written import ALL, DOCS, EXAMPLES, LANGUAGE, ROOT, Block, classes, current
 
 import multiway as mw
 from multiway.compiler.assemble.build import program_names
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.specs.language import fields
 from multiway.specs.reading.merge import merge
 from multiway.specs.spec import Spec

@@ -1,8 +1,8 @@
 """Several linears of one input: one after another, or one product where weights lie together.
 
 Weights that a program folds norms into lie one behind the other (runtime/parameters/derived.py);
-parameters of a model lie apart. Measured on the CPU (torch 2.13, MKL, 2 cores, float32, median of interleaved
-ratios; 1.00 is one linear after another):
+parameters of a model lie apart. Measured on the CPU (torch 2.13, MKL, 2 cores, float32, median of
+interleaved ratios; 1.00 is one linear after another):
 
                                  one product     apart, gradient of x
                                  over adjacent   summed in the products

@@ -14,8 +14,8 @@ torch's linear is
     788 x 3072 -> 768         0.94 to 0.96    0.91 to 0.92
 
 Which weights is the pass pack_weights' business; `runtime/parameters/packed.py` tells them here.
-Everything that was told is forgotten with its weight, and laid out again where the weight was written to. Of
-what was made in inference mode no copy is kept: torch does not count what is written there.
+Everything that was told is forgotten with its weight, and laid out again where the weight was
+written to. Of what was made in inference mode no copy is kept: torch does not count what is written there.
 """
 
 from __future__ import annotations

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from multiway.compiler.graph.init import ONES
 from multiway.compiler.graph.layer_graph import LayerGraph, Param, Record, Value
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
+from multiway.compiler.graph.rewrite import Tally
 from multiway.compiler.graph.types import Tensor as Kind
 from multiway.compiler.graph.types import sym
 from multiway.compiler.graph.verify import VerificationError, verify
-from multiway.compiler.lowering.lower import empty_parameters, lower
-from multiway.compiler.matching.match import Tally, fuse, fusions
+from multiway.compiler.lowering.containers import empty_parameters
+from multiway.compiler.lowering.lower import lower
+from multiway.compiler.matching.match import fuse, fusions
 from multiway.compiler.pipeline import PIPELINE, Options
 
 double = torch.float64

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 import multiway as mw
 from multiway.compiler.analysis.costs import costs
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.ops.hash_gates import FACTOR, MODULUS
-from multiway.compiler.pipeline import Options
-from multiway.compiler.stages import Stages
+from multiway.compiler.pipeline import Options, Stages
 from multiway.runtime.model import Model
 from multiway.runtime.training.balance import Summary, summary, update_balance
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 
 OPS = registry()
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "golden_wirings"

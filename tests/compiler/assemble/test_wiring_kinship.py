@@ -15,7 +15,7 @@ from wiring_specs import decoder, wired
 
 import multiway as mw
 from multiway.compiler.assemble.build import parameters
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.runtime.model import Model
 
 Mappings = dict[str, Any]

@@ -34,11 +34,12 @@ import multiway as mw
 from multiway.compiler.assemble.build import program_names
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
 from multiway.compiler.graph.op import Sample
+from multiway.compiler.graph.rewrite import Tally
 from multiway.compiler.graph.verify import VerificationError, verify
 from multiway.compiler.lowering.check import corresponds
 from multiway.compiler.lowering.dispatch import fast
 from multiway.compiler.matching import match as fusion_module
-from multiway.compiler.matching.match import Match, Tally, fuse, fusions
+from multiway.compiler.matching.match import Match, fuse, fusions
 from multiway.compiler.passes.plan_memory import kept_bytes
 from multiway.compiler.pipeline import PIPELINE, Options, Pass
 from multiway.compiler.pipeline import run as run_pipeline

@@ -9,8 +9,8 @@ import torch
 from lanes import BALANCE, Stack, lowered, parameters
 
 from multiway.compiler.graph.layer_graph import LayerGraph
+from multiway.compiler.graph.rewrite import Tally
 from multiway.compiler.graph.verify import verify
-from multiway.compiler.matching.match import Tally
 from multiway.compiler.pipeline import Options
 from multiway.compiler.pipeline import run as run_pipeline
 from multiway.runtime.kernels import native

@@ -26,7 +26,8 @@ from multiway.compiler.graph.order import steps
 from multiway.compiler.graph.types import Tensor, sym
 from multiway.compiler.graph.verify import VerificationError, verify
 from multiway.compiler.lowering.check import corresponds
-from multiway.compiler.lowering.lower import containers_for, lower
+from multiway.compiler.lowering.containers import containers_for
+from multiway.compiler.lowering.lower import lower
 from multiway.compiler.views.picture import to_html, to_svg
 from multiway.compiler.views.text import Fold, to_text, visible
 from multiway.specs.errors import MultiwayError

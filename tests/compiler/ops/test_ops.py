@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from multiway.compiler.graph.composed import call as call_of_ops
-from multiway.compiler.graph.op import Op, Reject, Sample, registry
+from multiway.compiler.graph.op import Op, Reject, Sample
+from multiway.compiler.graph.registry import call as call_of_ops
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.signature import ShapeError, Slot
 from multiway.compiler.graph.types import History, Sizes, Tensor, Type
 

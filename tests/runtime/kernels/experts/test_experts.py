@@ -15,7 +15,7 @@ from torch._dynamo import lookup_backend
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.dispatch import fast
 from multiway.runtime.kernels import kernels
 from multiway.runtime.kernels.experts.dispatch import Dispatch, _static, dispatch

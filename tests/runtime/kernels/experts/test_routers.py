@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.runtime.kernels import kernels, native
 from multiway.runtime.kernels.experts import routers_compiled
 from multiway.runtime.kernels.experts.routers import router_statistics, top_k_gates

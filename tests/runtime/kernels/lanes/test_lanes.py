@@ -10,7 +10,7 @@ import torch
 from rounding import assert_no_farther, margin
 from torch.utils.checkpoint import checkpoint
 
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.runtime.kernels import kernels, native
 from multiway.runtime.kernels.lanes import fused_lanes
 from multiway.runtime.kernels.lanes.plan import Inputs, Plan, regrouped

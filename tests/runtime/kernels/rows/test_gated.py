@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from multiway.compiler.fusions.gated_activation import KINDS as FUSED
-from multiway.compiler.graph.op import registry
+from multiway.compiler.graph.registry import registry
 from multiway.runtime.kernels import kernels, native
 from multiway.runtime.kernels.experts import gated as gated_experts
 from multiway.runtime.kernels.experts import ops as experts
