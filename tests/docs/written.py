@@ -23,9 +23,8 @@ from typing import Any
 
 import multiway as mw
 from multiway.catalogue import limits
-from multiway.compiler import parameters
 from multiway.compiler.analysis.costs import costs, default_sizes, moved_bytes, total
-from multiway.compiler.assemble.build import program_names
+from multiway.compiler.assemble.build import MAX_PARAMETERS, program_names
 from multiway.compiler.graph.layer_graph import INPUT, LayerGraph, block_of
 from multiway.compiler.heads import contrastive, kinds
 from multiway.compiler.pipeline import PIPELINE, Options, run
@@ -508,7 +507,7 @@ def print_limits(file: Path) -> str:
         "specs that extend one another": merge.MAX_CHAIN,
         "blocks": dims.MAX_BLOCKS,
         "any count": int(fields.MAX_COUNT),
-        "parameters": parameters.MAX_PARAMETERS,
+        "parameters": MAX_PARAMETERS,
     }
     width = max(map(len, limits))
     return "\n".join(f"{what:<{width}}  {most:>17,}" for what, most in limits.items())

@@ -15,7 +15,8 @@ torch's linear is
 
 Which weights is the pass pack_weights' business; `runtime/parameters/packed.py` tells them here.
 Everything that was told is forgotten with its weight, and laid out again where the weight was
-written to. Of what was made in inference mode no copy is kept: torch does not count what is written there.
+written to. Of what was made in inference mode no copy is kept: torch does not count what is written
+there.
 """
 
 from __future__ import annotations
