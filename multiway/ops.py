@@ -2,5 +2,5 @@
 
 from multiway.compiler.graph.registry import registry
 
-globals().update({name: op.reference for name, op in registry().items()})
+globals().update({name: op.public for name, op in registry().items()})
 __all__ = list(registry())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, Literal
 
 from multiway.compiler.graph.init import Init
@@ -90,13 +91,19 @@ class Op:
     rejects: Sequence[Reject] = ()
     cite: str = ""
 
-    def __post_init__(self) -> None:
-        # Lowered code names the function by its public home (multiway/ops.py), which re-exports it.
-        self.reference.__module__ = "multiway.ops"
-
     @property
     def name(self) -> str:
         return self.reference.__name__
+
+    @functools.cached_property
+    def public(self) -> Callable[..., Any]:
+        """The reference as multiway/ops.py exports it: lowered code names it by its home."""
+        own = self.reference
+        assert isinstance(own, FunctionType)
+        made = FunctionType(own.__code__, own.__globals__, argdefs=own.__defaults__)
+        made.__kwdefaults__, made.__annotations__ = own.__kwdefaults__, own.__annotations__
+        made.__module__ = "multiway.ops"
+        return made
 
     @property
     def moves_memory(self) -> bool:

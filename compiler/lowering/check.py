@@ -95,7 +95,7 @@ class _Walk:
     def call(self, node: fx.Node, values: dict[fx.Node, Any]) -> tuple[str, int]:
         path = node.meta["path"]
         op = registry()[node.meta["op"]]
-        assert node.target in (op.reference, fast(op.name))
+        assert node.target in (op.public, fast(op.name))
         self.nodes[path] = op.name
         names = [slot.name for slot in op.parsed.inputs]
         given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}

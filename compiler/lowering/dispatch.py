@@ -19,7 +19,7 @@ def callee(name: str, *, packed: bool) -> Callable[..., Any]:
     from multiway.runtime.kernels import kernels
 
     kernel = kernels().get(name)
-    return registry()[name].reference if kernel and kernel.packed and not packed else fast(name)
+    return registry()[name].public if kernel and kernel.packed and not packed else fast(name)
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def fast(name: str) -> Callable[..., Any]:
 
     op, kernel = registry()[name], kernels().get(name)
     if kernel is None:
-        return op.reference
+        return op.public
     reference, run, refuses = op.reference, kernel.run, kernel.refuses
     compiling = torch.compiler.is_compiling
 

@@ -94,7 +94,7 @@ class _Scope:
         args = tuple(arguments[name] for name in names[:count])
         kwargs = {name: arguments[name] for name in names[count:] if name in arguments}
         packed = record.path in self.source.packed
-        function = callee(op.name, packed=packed) if self.kernels else op.reference
+        function = callee(op.name, packed=packed) if self.kernels else op.public
         node = self.fx.create_node(
             "call_function", function, args, {**kwargs, **record.attrs}, self.name(record.path)
         )

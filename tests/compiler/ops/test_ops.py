@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+import multiway.ops as mw_ops
 from multiway.compiler.graph.op import Op, Reject, Sample
 from multiway.compiler.graph.registry import call as call_of_ops
 from multiway.compiler.graph.registry import registry
@@ -502,3 +504,15 @@ def test_calls_have_the_ops_and_nothing_else() -> None:
     with pytest.raises(AttributeError, match="there is no op 'lineer'; the nearest is 'linear'"):
         _ = call_of_ops.lineer
     assert copy.copy(call_of_ops).linear is call_of_ops.linear
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_reference_stays_where_it_is_written(name: str) -> None:
+    """And has a second name in multiway.ops, by which lowered code calls it and pickle finds it."""
+    op, folder = OPS[name], "fusions" if OPS[name].composed else "ops"
+    assert op.reference.__module__ == f"multiway.compiler.{folder}.{name}"
+    public = getattr(mw_ops, name)
+    assert public.__module__ == "multiway.ops" and public.__code__ is op.reference.__code__
+    assert inspect.signature(public) == inspect.signature(op.reference)
+    for function in (public, op.reference):
+        assert pickle.loads(pickle.dumps(function)) is function
