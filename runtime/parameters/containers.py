@@ -34,4 +34,4 @@ class WideParameters(nn.Module):
             dtype = torch.promote_types(made.dtype, torch.float32)
             return made if made.dtype == dtype else tensor.to(made.device, dtype)
 
-        return super()._apply(careful, recurse)
+        return super()._apply(careful, recurse)  # type: ignore[no-any-return, no-untyped-call]

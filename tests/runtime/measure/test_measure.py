@@ -530,7 +530,7 @@ def test_a_checkout_is_changed_by_code_and_not_by_results(tmp_path: Any) -> None
 FAULTS = """
 import resource, sys
 import torch
-from multiway.runtime.allocator import keep_memory
+from multiway.runtime.measure.allocator import keep_memory
 if sys.argv[1] == "keep":
     assert keep_memory() is keep_memory()
     assert keep_memory(), keep_memory().reason
