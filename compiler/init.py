@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Init:
-    """A kind and its numbers; those that a kind does not use are 0. See specs.language.parts.Initial."""
+    """A kind and its numbers; those that a kind does not use are 0. See language.parts.Initial."""
 
     kind: str
     std: float = 0.0
