@@ -36,7 +36,9 @@ class Spec:
     kinds: Kinds = field(repr=False)
     origin: str = ""  # the zoo entry that it is, or extends
     head_name: str = ""
-    by_head: Mapping[str, Spec] = field(default_factory=dict, repr=False)  # filled in by load
+    by_head: Mapping[str, Spec] = field(
+        default_factory=dict, repr=False
+    )  # as each head has it; load fills it
 
     @property
     def depth(self) -> int:

@@ -27,7 +27,7 @@ _PROGRAM_INPUTS = ("labels", "cache", "positions", "self", "getattr")
 _ENDINGS = ("_padding", "_masked", "_positions")
 # Where the parameters of a model stand. A pass over one input has a module of the input's name
 # beside them, as the towers of `contrastive` do.
-CONTAINERS = ("embed", "blocks", "output", "heads")
+CONTAINERS = ("embed", "blocks", "history", "output", "heads")
 
 
 def check(spec: Spec, report: Report) -> None:

@@ -195,6 +195,7 @@ def _with_place(error: ExpressionError, node: Node) -> MultiwayError:
 
 
 def whole_number(value: float, node: Node, *, minimum: float) -> int:
+    """The value of `node` as an int. Raises MultiwayError at its place where it is none."""
     shown = f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.15g}"
     if value != int(value):
         raise MultiwayError.one(

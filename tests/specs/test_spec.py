@@ -213,6 +213,16 @@ def test_a_spec_keeps_what_it_made_for_a_head() -> None:
     assert spec.for_head("match") is spec.for_head("match")
 
 
+def test_a_head_of_a_head_is_that_of_the_spec() -> None:
+    document = yaml.safe_load(PAIR.read_text(encoding="utf-8"))
+    document["heads"]["caption"]["dims"] = {"image": 64}
+    spec = mw.load(document)
+    caption = spec.for_head("caption")
+    assert caption.for_head("caption") is caption
+    assert caption.for_head("match") is spec.for_head("match")
+    assert caption.for_head("match").dims["image"] == spec.dims["image"] == 32
+
+
 def test_specs_do_not_outlive_their_use() -> None:
     spec = mw.load(PAIR)
     spec.for_head("match")
