@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn.utils import parametrize
 
 import multiway as mw
-from multiway.compiler.lowering.codegen import plain_code
+from multiway.compiler.lowering.codegen import plain_code, read_together
 from multiway.runtime.parameters.lookup import parameters
 
 PATHS = ("norm.a.weight", "norm.a.bias", "norm.b.weight", "bias", "norm.kept")
@@ -155,6 +155,29 @@ def test_a_graph_that_is_changed_is_read_again() -> None:
     assert f"'{parent}.other'" in block.code and f"'{path}'" not in block.code
     copied = copy.deepcopy(block)
     assert f"'{parent}.other'" in copied.code and "_parameters(self, " in copied.code
+
+
+def test_any_name_is_read() -> None:
+    """Names that stand as texts in code, one that nobody uses, and one behind the first call."""
+    root = nn.Module()
+    names = ("a-b", "0", "forward_", "plain", "unused")
+    for i, name in enumerate(names):
+        root.add_module(name, nn.Linear(1, i + 1, bias=False))
+    graph = fx.Graph()
+    read = [graph.get_attr(f"{name}.weight") for name in names[:3]]
+    unused = graph.get_attr("unused.weight")
+    total = graph.call_function(torch.cat, (read,))
+    late = graph.get_attr("plain.weight")
+    graph.output(graph.call_function(torch.cat, ([total, late],)))
+    read_together(graph)
+    module = fx.GraphModule(root, graph)
+    want = torch.cat([root.get_submodule(name).weight for name in names[:4]])
+    assert torch.equal(module(), want)
+    paths = tuple(node.target for node in (*read, unused))
+    assert f"multiway_parameters(self, {paths})" in module.code
+    assert "getattr" not in module.code and module.code.count(" = self.") == 1
+    assert plain_code(graph).count("self") == 1 + 5, "the function's own, and one a parameter"
+    assert torch.equal(copy.deepcopy(module)(), want)
 
 
 def test_programs_run_with_other_parameters() -> None:
