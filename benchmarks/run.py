@@ -20,7 +20,7 @@ import torch
 from cases import CASES, Case
 
 import multiway as mw
-from multiway.compiler.passes.plan_memory import kept_bytes
+from multiway.compiler.passes.plan_memory import saved_bytes
 from multiway.compiler.pipeline import Options, run
 from multiway.runtime.measure.allocator import keep_memory
 from multiway.runtime.measure.machine import commit, machine, versions
@@ -181,7 +181,7 @@ def _planned(case: Case, quick: bool) -> dict[str, Any]:
         return {}
     sizes = {"B": case.batch, "T": case.length}
     graph = mw.build(_spec(case.b, quick).for_head(case.head), program="loss")
-    kept = kept_bytes(run(graph, Options())[-1].graph, sizes)
+    kept = saved_bytes(run(graph, Options())[-1].graph, sizes)
     total = sum(each.bytes for each in kept.values())
     return {"memory_budget": int(case.budget * total), "sizes": sizes}
 

@@ -20,7 +20,7 @@ from rich.syntax import Syntax
 from torch import fx
 
 import multiway as mw
-from multiway.catalogue import limits
+from multiway.cards import limits
 from multiway.commands.show import table
 from multiway.compiler.analysis.costs import costs, default_sizes
 from multiway.compiler.pipeline import Options, Stages

@@ -49,7 +49,7 @@ class Block:
         return frozenset(v for v in found if v.path not in again or v in crossing)
 
 
-class Keeping:
+class SavedValues:
     """Which values of a graph are kept; first of all those that are if nothing is made again.
 
     What goes from block to block is kept whoever makes it. `total`: bytes that are kept, and those

@@ -36,7 +36,7 @@ class Step:
 
 
 @dataclass(kw_only=True)
-class Small:
+class SmallGraph:
     """The small graph that a fused op stands for."""
 
     steps: list[Step] = field(default_factory=list)
@@ -49,7 +49,7 @@ class Traced:
 
     type: Type
     ref: Ref
-    small: Small
+    small: SmallGraph
 
 
 def callable_of(op: Op) -> Callable[..., Any]:
@@ -72,9 +72,9 @@ def several(op: Op) -> bool:
 
 def trace(
     op: Op, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
-) -> Small:
+) -> SmallGraph:
     """The small graph of a composed op for argument types. Raises ShapeError."""
-    small = Small()
+    small = SmallGraph()
 
     def inside(name: str, kind: Type | Sequence[Type]) -> Any:
         if isinstance(kind, Type):
@@ -87,7 +87,7 @@ def trace(
     return small
 
 
-def _small(values: Sequence[Any]) -> Small | None:
+def _small(values: Sequence[Any]) -> SmallGraph | None:
     for value in values:
         if isinstance(value, Traced):
             return value.small
@@ -96,7 +96,7 @@ def _small(values: Sequence[Any]) -> Small | None:
     return None
 
 
-def _note(op: Op, small: Small, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+def _note(op: Op, small: SmallGraph, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     names = [slot.name for slot in op.parsed.inputs]
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     attrs = op.full_attrs({n: v for n, v in given.items() if n in op.attrs})

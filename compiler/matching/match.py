@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from multiway.compiler.graph.composed import Ref, Small, trace
+from multiway.compiler.graph.composed import Ref, SmallGraph, trace
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.rewrite import Rewriter, Tally
@@ -110,7 +110,7 @@ class _Lockstep:
     """Walks a small graph and the nodes it stands for together, upwards from the outputs."""
 
     def __init__(
-        self, graph: LayerGraph, small: Small, given: Mapping[str, Value | str], match: Match
+        self, graph: LayerGraph, small: SmallGraph, given: Mapping[str, Value | str], match: Match
     ) -> None:
         self.graph, self.small, self.given, self.match = graph, small, given, match
         self.met: dict[int, str] = {}

@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from multiway.compiler.analysis.costs import default_sizes
-from multiway.compiler.analysis.saved import Block, Keeping, Node
+from multiway.compiler.analysis.saved import Block, Node, SavedValues
 from multiway.compiler.graph.layer_graph import LayerGraph, block_of
 from multiway.compiler.graph.rewrite import Rewriter, Tally
 
 
 @dataclass(kw_only=True)
-class Kept:
+class SavedBytes:
     """What is kept for backward in a block, or outside of all."""
 
     bytes: int = 0
@@ -35,7 +35,7 @@ def plan_memory(
         return graph  # nothing is trained through a cache
     longest = max((size for name, size in sizes.items() if name != "B"), default=None)
     sizes = {**default_sizes(graph, {}, batch=1, length=longest), **sizes}
-    keeping = Keeping(graph, sizes)
+    keeping = SavedValues(graph, sizes)
     if keeping.total <= budget:
         return graph
     make_all_again(keeping)
@@ -52,14 +52,14 @@ def plan_memory(
     return made
 
 
-def make_all_again(keeping: Keeping) -> None:
+def make_all_again(keeping: SavedValues) -> None:
     """Lets every block make all of its nodes again, but those that draw random numbers."""
     for block in keeping.blocks.values():
         if block.name:
             keeping.make_again(block, {node.path for node in block.nodes if not node.random})
 
 
-def keep_what_is_dear(keeping: Keeping, budget: int) -> None:
+def keep_what_is_dear(keeping: SavedValues, budget: int) -> None:
     """Takes nodes out of what is made again, the dearest for a byte first, within the budget.
 
     What costs no byte is taken out in any case.
@@ -92,20 +92,20 @@ def keep_what_is_dear(keeping: Keeping, budget: int) -> None:
         offer(block)
 
 
-def _nodes(keeping: Keeping) -> Iterator[Node]:
+def _nodes(keeping: SavedValues) -> Iterator[Node]:
     return itertools.chain.from_iterable(block.nodes for block in keeping.blocks.values())
 
 
-def kept_bytes(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, Kept]:
+def saved_bytes(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, SavedBytes]:
     """Bytes that autograd keeps, by block; under an empty name what is outside.
 
     A value counts once, for the block that makes it. What goes from block to block is kept in any
     case and counts as outside. What `graph.recompute` makes again does not count.
     """
-    keeping = Keeping(graph, sizes)
+    keeping = SavedValues(graph, sizes)
     for block in keeping.blocks.values():
         keeping.make_again(block, {n.path for n in block.nodes if n.path in graph.recompute})
-    found = {name: Kept() for name in keeping.blocks}
+    found = {name: SavedBytes() for name in keeping.blocks}
     for value, count in keeping.holders.items():
         if count > 0:
             key = "" if value in keeping.crossing else block_of(value.path)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from multiway.catalogue import count_parameters
+from multiway.cards import count_parameters
 from multiway.commands.common import JsonOption, SetOption, print_json, read_spec
 from multiway.compiler.assemble.build import build, program_names
 from multiway.specs import MultiwayError, Problem

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from multiway.catalogue import limits
+from multiway.cards import limits
 from multiway.commands.common import (
     AllowOption,
     HeadOption,

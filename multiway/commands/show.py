@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from multiway.catalogue import limits
+from multiway.cards import limits
 from multiway.commands.common import (
     HeadOption,
     JsonOption,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from multiway import api
-from multiway.catalogue import describe, difference, find, summary
+from multiway.cards import describe, difference, find, summary
 from multiway.commands.common import JsonOption, print_json, short_number
 from multiway.specs import MultiwayError
 from multiway.specs.errors import nearest, one_of

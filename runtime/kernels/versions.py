@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-Mark = tuple[weakref.ref[Tensor], int, int]
+Version = tuple[weakref.ref[Tensor], int, int]
 """A tensor, where it lies, and how often it has been written to, or UNCOUNTED."""
 
 UNCOUNTED = -1  # no version is that
 
 
-def mark(x: Tensor) -> Mark:
+def version_of(x: Tensor) -> Version:
     return weakref.ref(x), x.data_ptr(), x._version if counted(x) else UNCOUNTED
 
 
@@ -31,13 +31,13 @@ def same(refs: Sequence[weakref.ref[Tensor]], tensors: Sequence[Tensor]) -> bool
     return all(ref() is x for ref, x in zip(refs, tensors, strict=True))
 
 
-def unchanged(marks: Sequence[Mark], tensors: Sequence[Tensor]) -> bool:
-    """Whether these are the marked tensors, surely not written to since: never where writes are not
-    counted. Another tensor may lie where one was that is gone.
+def unchanged(versions: Sequence[Version], tensors: Sequence[Tensor]) -> bool:
+    """Whether these are the tensors of those versions, surely not written to since: never where
+    writes are not counted. Another tensor may lie where one was that is gone.
     """
-    if len(marks) != len(tensors):
+    if len(versions) != len(tensors):
         return False
-    for (ref, place, version), x in zip(marks, tensors, strict=True):
+    for (ref, place, version), x in zip(versions, tensors, strict=True):
         if version == UNCOUNTED or ref() is not x or place != x.data_ptr():
             return False
         if version != x._version:

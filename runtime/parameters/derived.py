@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from multiway.runtime.kernels.kernel import transforms
-from multiway.runtime.kernels.versions import Mark, counted, mark, unchanged
+from multiway.runtime.kernels.versions import Version, counted, unchanged, version_of
 from multiway.runtime.parameters.lookup import Reads
 
 
@@ -41,7 +41,7 @@ class Folded:
         self.containers = containers
         paths = (path for each in self.recipes for path in each.parameters.values())
         self._reads = Reads(list(dict.fromkeys(paths)))
-        self._made_from: list[Mark] | None = None
+        self._made_from: list[Version] | None = None
 
     def __call__(self, *_: Any) -> None:
         """Brings the buffers up to date: a hook in front of the program's forward."""
@@ -57,7 +57,7 @@ class Folded:
             # are if those of all that it is made from are, whatever mode the first call runs in.
             with torch.inference_mode(not all(map(counted, found))), torch.no_grad():
                 self._make(parameters)
-            self._made_from = [mark(each) for each in found]
+            self._made_from = [version_of(each) for each in found]
 
     def _make(self, parameters: Mapping[str, Tensor]) -> None:
         made = [

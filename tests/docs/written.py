@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import multiway as mw
-from multiway.catalogue import limits
+from multiway.cards import limits
 from multiway.compiler.analysis.costs import costs, default_sizes, moved_bytes, total
 from multiway.compiler.assemble.build import MAX_PARAMETERS, program_names
 from multiway.compiler.graph.layer_graph import INPUT, LayerGraph, block_of

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import multiway as mw
-from multiway.catalogue import spec_difference
+from multiway.cards import spec_difference
 from multiway.cli import app
 from multiway.compiler.assemble.build import parameters
 from multiway.zoo import catalogue

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from multiway.runtime.kernels.kernel import autocasts, traced
-from multiway.runtime.kernels.versions import Mark, counted, mark, unchanged
+from multiway.runtime.kernels.versions import Version, counted, unchanged, version_of
 
 # In float32 fewer rows do not gain, nor do weights of fewer numbers: 2048 x 256 -> 1024 takes 0.97
 # of torch's time, and 1.02 with the residual added.
@@ -137,7 +137,7 @@ class _Entry:
 
     def __init__(self) -> None:
         self.made: _OneDNN | _MKL | None = None
-        self.marks: list[Mark] = []
+        self.versions: list[Version] = []
         self.others = 0  # calls in a row with a number of rows that the copy is not for
 
     def copy(
@@ -148,7 +148,7 @@ class _Entry:
         if mkl and rows < FEWEST_ROWS:
             return None
         given = (*weights, *biases)
-        if self.made is not None and unchanged(self.marks, given):
+        if self.made is not None and unchanged(self.versions, given):
             if not mkl or self.made.rows == rows:
                 self.others = 0
                 return self.made if given[0].dtype == dtype else None
@@ -162,7 +162,7 @@ class _Entry:
             return None
         with torch.inference_mode(False), torch.no_grad():
             self.made = _made(weights, biases, rows)
-        self.marks, self.others = [mark(each) for each in given], 0
+        self.versions, self.others = [version_of(each) for each in given], 0
         return self.made
 
 

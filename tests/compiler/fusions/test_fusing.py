@@ -40,7 +40,7 @@ from multiway.compiler.lowering.check import corresponds
 from multiway.compiler.lowering.dispatch import fast
 from multiway.compiler.matching import match as fusion_module
 from multiway.compiler.matching.match import Match, fuse, fusions
-from multiway.compiler.passes.plan_memory import kept_bytes
+from multiway.compiler.passes.plan_memory import saved_bytes
 from multiway.compiler.pipeline import PIPELINE, Options, Pass
 from multiway.compiler.pipeline import run as run_pipeline
 from multiway.runtime.kernels import kernels
@@ -562,7 +562,7 @@ def test_a_plan_counts_what_a_fused_activation_keeps() -> None:
     found = stages("pythia-test", "loss")
     sizes = {"B": 2, "T": 8}
     before, after = (
-        kept_bytes(found[name].graph, sizes) for name in ("plan_memory", "fuse_activations")
+        saved_bytes(found[name].graph, sizes) for name in ("plan_memory", "fuse_activations")
     )
     assert before == after
 

@@ -14,10 +14,10 @@ from test_properties import some_sizes
 
 import multiway as mw
 from multiway.compiler.analysis.costs import node_flops
-from multiway.compiler.analysis.saved import Keeping
+from multiway.compiler.analysis.saved import SavedValues
 from multiway.compiler.assemble.build import program_names
 from multiway.compiler.graph.layer_graph import LayerGraph, block_of
-from multiway.compiler.passes.plan_memory import kept_bytes
+from multiway.compiler.passes.plan_memory import saved_bytes
 from multiway.compiler.pipeline import Options
 from multiway.compiler.pipeline import run as run_pipeline
 from multiway.runtime.measure.times import peak_live_bytes
@@ -46,7 +46,7 @@ def graph_planned(graph: LayerGraph, budget: int, sizes: Mappings) -> LayerGraph
 
 
 def bytes_of(graph: LayerGraph, sizes: Mappings) -> int:
-    return sum(each.bytes for each in kept_bytes(graph, sizes).values())
+    return sum(each.bytes for each in saved_bytes(graph, sizes).values())
 
 
 def blocks_again(graph: LayerGraph) -> set[str]:
@@ -72,7 +72,7 @@ def test_a_plan_fits_where_one_can_and_costs_less_the_more_it_may_keep(name: str
     for share in (0.3, 0.5, 0.7, 0.9):
         budget = int(least + share * (most - least))
         made = graph_planned(graph, budget, sizes)
-        keeping = Keeping(made, sizes)
+        keeping = SavedValues(made, sizes)
         for block in keeping.blocks.values():
             keeping.make_again(block, {n.path for n in block.nodes if n.path in made.recompute})
         assert keeping.kept == bytes_of(made, sizes)
