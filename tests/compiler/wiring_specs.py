@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import torch
+
 Mappings = dict[str, Any]
 
 ORDERS = ["sequential", "parallel"]
+BOTH = pytest.mark.parametrize("order", ORDERS)
+TOKENS = torch.tensor([[1, 5, 2, 9, 3, 3], [7, 0, 10, 4, 1, 8]])
 ROUTED = {"experts": {"route": "modality"}}
 
 

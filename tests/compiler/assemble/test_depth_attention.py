@@ -24,7 +24,7 @@ from multiway.compiler.matching.match import fuse, fusions
 from multiway.compiler.pipeline import PIPELINE, Options
 
 double = torch.float64
-GOLDEN = Path(__file__).parents[3] / "shared" / "golden_wirings" / "attnres" / "full"
+GOLDEN = Path(__file__).parents[4] / "shared" / "golden_wirings" / "attnres" / "full"
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from multiway.compiler.graph.registry import registry
 
 OPS = registry()
-SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "golden_wirings"
+SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "golden_wirings"
 double = torch.float64
 
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from strategies import randomise
-from test_wirings import BOTH, TOKENS
-from wiring_specs import decoder, wired
+from wiring_specs import BOTH, TOKENS, decoder, wired
 
 import multiway as mw
 from multiway.compiler.assemble.build import parameters

@@ -11,7 +11,7 @@ import yaml
 from fused import assert_equal
 from strategies import random_inputs, randomise
 from test_properties import check_decoding, check_second, some_sizes
-from wiring_specs import ORDERS, decoder, pair
+from wiring_specs import BOTH, ORDERS, TOKENS, decoder, pair
 
 import multiway as mw
 from multiway.runtime.model import Model
@@ -19,9 +19,7 @@ from multiway.specs.reading.merge import wiring_names
 
 Mappings = dict[str, Any]
 
-BOTH = pytest.mark.parametrize("order", ORDERS)
 ALL = pytest.mark.parametrize("name", wiring_names())
-TOKENS = torch.tensor([[1, 5, 2, 9, 3, 3], [7, 0, 10, 4, 1, 8]])
 
 # Words of the language together, each of them once the place of a defect or near to one.
 TOGETHER = {

@@ -26,8 +26,8 @@ from fused import (
 from hypothesis import given
 from hypothesis import strategies as st
 from members import members
+from op_samples import OPS, floats, replaced, run, values_of
 from strategies import random_inputs, randomise, specs
-from test_ops import OPS, floats, replaced, run, values_of
 from test_properties import flat, some_sizes
 
 import multiway as mw

@@ -14,8 +14,8 @@ import pytest
 import torch
 from fused import pair, sizes_for
 from members import members
+from op_samples import OPS, floats, replaced, values_of
 from strategies import random_inputs
-from test_ops import OPS, floats, replaced, values_of
 from torch import Tensor
 from torch.autograd import forward_ad
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from mutants import mutants
-from test_ops import OPS, values_of
+from op_samples import OPS, values_of
 
 from multiway.compiler.graph.op import Op, Sample
 

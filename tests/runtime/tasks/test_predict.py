@@ -30,7 +30,7 @@ from multiway.specs.language.inputs import Preprocess
 from multiway.zoo import catalogue
 
 Image = pytest.importorskip("PIL.Image")
-EXAMPLES = sorted((Path(__file__).parents[2] / "specs" / "examples").glob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[3] / "specs" / "examples").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")

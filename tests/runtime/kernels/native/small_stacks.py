@@ -9,11 +9,11 @@ import threading
 from pathlib import Path
 
 STACK_BYTES = 1 << 18  # torch's own operators get along with it
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(TESTS), str(TESTS / "compiler")]
 
 import torch  # noqa: E402
-from test_ops import OPS, floats, tensors, values_of  # noqa: E402
+from op_samples import OPS, floats, tensors, values_of  # noqa: E402
 
 import multiway as mw  # noqa: E402
 from multiway.runtime.kernels import kernels, native  # noqa: E402
