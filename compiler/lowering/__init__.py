@@ -1,0 +1,1 @@
+"""From a layer graph to torch.fx modules."""

@@ -1,0 +1,1 @@
+"""What a person looks at: graphs as text, picture and Python, and the report of a compilation."""

@@ -1,0 +1,1 @@
+"""Models on files and texts: pictures and tokenizers in, answers out."""

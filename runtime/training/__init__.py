@@ -1,0 +1,1 @@
+"""What only training needs: values made again in backward, and the balance of experts."""
