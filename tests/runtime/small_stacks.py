@@ -1,5 +1,5 @@
-"""Runs every kernel, and a step of training in float64, in threads with small stacks, and prints the
-C files that were used. A program of its own: what does not fit on a stack ends the process.
+"""Runs every kernel, and a step of training in float64, in threads with small stacks, and prints
+which C files were used. A program of its own: what does not fit on a stack ends the process.
 """
 
 from __future__ import annotations

@@ -116,8 +116,8 @@ def test_gelu_of_every_magnitude_is_near() -> None:
     exact = x.double() * torch.special.ndtr(x.double())
     found = gelu.forward(ALONE, x, None, None, torch.full_like(x, math.nan))
     ours = (found.double() - exact).abs()
-    # The fit is 1e-8 from Phi, and four roundings of numbers up to 1 are 2.4e-7. torch's own error is
-    # no measure: it depends on the processor.
+    # The fit is 1e-8 from Phi, and four roundings of numbers up to 1 are 2.4e-7. torch's own error
+    # is no measure: it depends on the processor.
     assert (ours <= 2.5e-7 * x.abs() + 1e-45).all()  # 1e-45: half of the least float
     near = (x > -1) & (x != 0)
     assert (ours[near] <= 8e-7 * exact[near].abs() + 1e-45).all()

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from comparing import draw
-from strategies import randomise
 from rounding import assert_no_farther, unit
+from strategies import randomise
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -72,7 +72,7 @@ def made(dtype: torch.dtype, *lead: int, widths: tuple[int, ...] = (24, 7)) -> M
 
 
 def near(found: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, residual: Any = 0) -> None:
-    """No farther from the exact result than float32 sums in any order, and rounding twice, may be."""
+    """No farther from the exact result than float32 sums in any order and two roundings may be."""
     given = [x.double(), weight.double(), None if bias is None else bias.double()]
     more = residual.double() if isinstance(residual, Tensor) else residual
     product = F.linear(*given)

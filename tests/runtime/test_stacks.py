@@ -1,5 +1,5 @@
-"""C kernels and stacks: threads may have small ones, and a frame that jumps the guard page writes into
-memory of others. Scratch is on the heap, and where there is no memory that is said.
+"""C kernels and stacks: threads may have small ones, and a frame that jumps the guard page writes
+into memory of others. Scratch is on the heap, and where there is no memory that is said.
 """
 
 from __future__ import annotations
