@@ -31,8 +31,8 @@ FLAGS = (
     # with a layer norm of 788 x 3072 takes 0.99 ms so, and 0.67 with whole ones.
     *(("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()),
 )
-# What not every compiler has. Probed frames: one larger than what is left of a stack is a fault
-# where it begins, and never a write into what lies beyond the guard page.
+# What not every compiler has. Frames are probed page by page: one that is larger than what is left
+# of a stack ends the process, and never writes into what lies beyond the guard page.
 OPTIONAL = ("-fstack-clash-protection",)
 HEADERS = Path(__file__).resolve().parent  # what C files share
 TIMEOUT_S = 120
