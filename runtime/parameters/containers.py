@@ -34,4 +34,5 @@ class WideParameters(nn.Module):
             dtype = torch.promote_types(made.dtype, torch.float32)
             return made if made.dtype == dtype else tensor.to(made.device, dtype)
 
-        return super()._apply(careful, recurse)  # type: ignore[no-any-return, no-untyped-call]
+        super()._apply(careful, recurse)  # type: ignore[no-untyped-call]
+        return self
