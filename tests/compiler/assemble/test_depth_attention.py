@@ -21,6 +21,7 @@ from multiway.compiler.graph.verify import VerificationError, verify
 from multiway.compiler.lowering.containers import empty_parameters
 from multiway.compiler.lowering.lower import lower
 from multiway.compiler.matching.match import fuse, fusions
+from multiway.compiler.passes.lay_out_history import lay_out_history
 from multiway.compiler.pipeline import PIPELINE, Options
 
 double = torch.float64
@@ -209,7 +210,8 @@ def test_routers_are_fused_with_their_sums_and_norms(groups: int, norm: str) -> 
     assert not {"depth_router", "mix", "mix_groups", norm} & {r.op for r in made}
     counts = [(r.attrs["normed"], r.attrs["raw"]) for r in records]
     assert counts == ([(1, 0)] * 3 + [(1, 1)] if norm else [(0, 1)] * 4)
-    appends = [r.attrs["capacity"] for r in made if r.op == "append"]
+    laid_out = lay_out_history(made, Tally())
+    appends = [r.attrs["capacity"] for r in laid_out if r.op == "append"]
     assert appends == [4] * 4
     want = run_graph(plain, kernels=False)
     for kernels in (False, True):
