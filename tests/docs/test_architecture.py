@@ -11,8 +11,8 @@ PAGE = (ROOT / "docs" / "architecture.md").read_text()
 # With or without backticks: the picture has none. A path ends before the full stop of a sentence.
 PATH = r"\b(?:specs|compiler|runtime|zoo|multiway)/[\w./-]*\w"
 NAMED = set(re.findall(PATH, PAGE))
-# Rooms of files of one kind, which say by themselves what they are.
-ROOMS = (
+# Folders of files of one kind, which say by themselves what they are.
+FOLDERS = (
     "compiler/ops",
     "compiler/fusions",
     "compiler/heads",
@@ -23,13 +23,13 @@ FAMILIES = ROOT / "runtime" / "kernels"
 
 
 def modules() -> list[str]:
-    """Every module that the page must name itself: not those of rooms and of kernels' families."""
+    """Every module that the page must name itself: not those of such folders and of kernels' families."""
     found = []
     for top in ("specs", "compiler", "runtime", "zoo", "multiway"):
         for path in (ROOT / top).rglob("*.py"):  # links in multiway/ are not followed
             name = path.relative_to(ROOT).as_posix()
             of_family = FAMILIES in path.parent.parents
-            if path.name != "__init__.py" and not of_family and not name.startswith(ROOMS):
+            if path.name != "__init__.py" and not of_family and not name.startswith(FOLDERS):
                 found.append(name)
     return sorted(found)
 
@@ -43,7 +43,7 @@ def test_what_the_page_names_exists(path: str) -> None:
     assert (ROOT / path).exists(), f"docs/architecture.md names {path}"
 
 
-@pytest.mark.parametrize("path", [*modules(), *ROOMS, *sorted(set(families()))])
+@pytest.mark.parametrize("path", [*modules(), *FOLDERS, *sorted(set(families()))])
 def test_the_page_names_it(path: str) -> None:
     assert path in NAMED, f"docs/architecture.md does not name {path}"
 
@@ -70,4 +70,5 @@ def test_the_page_opens_with_the_way_from_yaml_to_a_model() -> None:
         "runtime/model.py",
     )
     first = [match[0] for line in picture.split("\n") if (match := re.search(PATH, line))]
-    assert [path for path in first if path in steps] == list(steps)
+    waiting = iter(first)
+    assert all(step in waiting for step in steps), "the picture is not in this order"
