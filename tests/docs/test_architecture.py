@@ -23,7 +23,7 @@ FAMILIES = ROOT / "runtime" / "kernels"
 
 
 def modules() -> list[str]:
-    """Every module that the page must name itself: not those of such folders and of kernels' families."""
+    """Every module that the page must name itself, not by its folder."""
     found = []
     for top in ("specs", "compiler", "runtime", "zoo", "multiway"):
         for path in (ROOT / top).rglob("*.py"):  # links in multiway/ are not followed
