@@ -1,4 +1,4 @@
-"""The functions that fused programs call, by op: see multiway/compiler/dispatch.py."""
+"""The functions that fused programs call, by op: see compiler/lowering/dispatch.py."""
 
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.dispatch import fast

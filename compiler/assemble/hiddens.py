@@ -41,7 +41,7 @@ def tokens_of(program: Program, seq: Hiddens, index: int | None = None) -> Value
     """The ids of the tokens of a segment, or of all."""
     segments = seq.segments if index is None else (seq.segments[index],)
     found = [segment.tokens for segment in segments if segment.tokens is not None]
-    assert len(found) == len(segments), "routing_checks refuses hash routing without ids"
+    assert len(found) == len(segments), "the checks of a spec refuse hash routing without ids"
     if len(found) == 1:
         return found[0]
     if seq.tokens is None:

@@ -13,7 +13,7 @@ import multiway as mw
 from multiway.compiler.assemble.build import program_names
 from multiway.compiler.graph.registry import registry
 from multiway.specs.language import fields
-from multiway.specs.reading.merge import merge
+from multiway.specs.reading import merge
 from multiway.specs.spec import Spec
 
 SPECS = [block for block in ALL if block.language == "yaml" and not block.marker]

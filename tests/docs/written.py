@@ -33,8 +33,7 @@ from multiway.compiler.views.report import to_text as report_text
 from multiway.compiler.views.text import line, to_text
 from multiway.specs import language
 from multiway.specs.language import fields, routing
-from multiway.specs.reading import dims
-from multiway.specs.reading.merge import merge
+from multiway.specs.reading import dims, merge
 from multiway.specs.spec import Spec
 from multiway.specs.text import expressions, source
 from multiway.specs.text.source import parse
