@@ -2,11 +2,10 @@
 
 How a sum is taken (the width of vectors, fused multiplications, blocks, threads) is chosen by the
 processor, and with it each rounding. What does not depend on that: a sum of n numbers, in any
-order, is off by about u sqrt(n) times its size and rarely by more, u the unit roundoff (N. J.
-Higham and T. Mary, "A new approach to probabilistic rounding error analysis", 2019; added one after
-the other, numbers of either sign are off by 0.4 u sqrt(n)). Another implementation's error in one
-draw may be far below that, by chance or because it sums in blocks, so a multiple of it alone is no
-margin.
+order, is off by about u sqrt(n) times its size, rarely by more, u the unit roundoff (N. J. Higham
+and T. Mary, "A new approach to probabilistic rounding error analysis", 2019; added one after the
+other, numbers of either sign are off by 0.4 u sqrt(n)). Another implementation's error in one draw
+may be far below that, by chance or because it sums in blocks: a multiple of it alone is no margin.
 
 Errors are root mean squares over a tensor: a single number's is chance.
 """

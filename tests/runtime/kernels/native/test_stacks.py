@@ -28,6 +28,7 @@ MOST_BYTES = 16384  # of a frame; a thread of musl has 128 KiB for all of them
 PROCESSORS = ("haswell", "skylake-avx512")
 
 
+@pytest.mark.skipif(native.library("norms") is None, reason="no C kernels")
 def test_every_kernel_runs_on_a_small_stack() -> None:
     compiled = {name for name in build.sources() if native.library(name) is not None}
     small = {"OMP_STACKSIZE": "256K", "OMP_WAIT_POLICY": "passive"}
