@@ -1,6 +1,7 @@
 """Causal attention in C against the explicit softmax in float64, and all that it must give way to.
 
-What the registered kernel of attention takes is tested in tests/compiler/fusions and test_sdpa.py.
+What the registered kernel of attention takes is tested in tests/compiler/fusions/test_fusing.py and
+test_sdpa.py.
 """
 
 from __future__ import annotations
