@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -25,11 +26,29 @@ from multiway.compiler.pipeline import Options, run
 from multiway.runtime.measure.allocator import keep_memory
 from multiway.runtime.measure.machine import commit, machine, versions
 from multiway.runtime.measure.neox import neox_side
-from multiway.runtime.measure.sides import Side, Work, floor_side, measure_sides, model_side, record
+from multiway.runtime.measure.sides import (
+    Side,
+    Work,
+    floor_side,
+    measure_sides,
+    model_side,
+    program_for,
+    record,
+    sample_inputs,
+    step,
+    tokens_in,
+)
 from multiway.runtime.measure.times import MIN_PAIRS, interleave, peak_live_bytes
 
 HERE = Path(__file__).resolve().parent
 QUICK = {"depth": 2}  # of --quick: small enough to see in a minute that every case runs
+
+
+COMPILE_LIMIT_S = 300.0  # for the first step of a program under torch.compile
+
+
+class TooLong(BaseException):
+    """Not an Exception: torch.compile catches those and goes on."""
 
 
 class Skipped(Exception):
@@ -58,7 +77,7 @@ def main() -> int:
     for case in chosen:
         case = _quick(case) if options.quick else case
         case = dataclasses.replace(case, pairs=options.pairs or case.pairs)
-        _run_and_write(case, options.quick, folder)
+        _run_and_write(case, options.quick, folder, options.compiled)
     return 0
 
 
@@ -68,6 +87,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="the cases, and run none")
     parser.add_argument(
         "--quick", action="store_true", help="2 layers, 9 pairs: shows that it runs, writes nothing"
+    )
+    parser.add_argument(
+        "--compiled", action="store_true", help="steps beside torch.compile of the reference, too"
     )
     parser.add_argument("--json", type=Path, metavar="DIR", help="default: benchmarks/results")
     parser.add_argument("--pairs", type=int, metavar="N", help="at least 9; default: the case's")
@@ -83,11 +105,14 @@ def _quick(case: Case) -> Case:
     return dataclasses.replace(case, pairs=9, batch=1, length=min(case.length, 32))
 
 
-def _run_and_write(case: Case, quick: bool, folder: Path | None) -> None:
+def _run_and_write(case: Case, quick: bool, folder: Path | None, compiled: bool) -> None:
     start = time.perf_counter()
     try:
         with _kernels(case):
-            result = _compile_case(case) if case.kind == "compile" else _step_case(case, quick)
+            if case.kind == "compile":
+                result = _compile_case(case)
+            else:
+                result = _step_case(case, quick, compiled)
     except Skipped as reason:
         print(f"{case.name:<28} skipped: {reason}")
         return
@@ -123,8 +148,9 @@ def _spec(name: str, quick: bool = False) -> mw.Spec:
     )
 
 
-def _step_case(case: Case, quick: bool) -> dict[str, Any]:
-    """The time of a step beside another, or the peaks of both."""
+def _step_case(case: Case, quick: bool, compiled: bool = False) -> dict[str, Any]:
+    """The time of a step beside another, or the peaks of both. compiled: and of the first beside
+    torch.compile."""
     sides = _sides(case, quick)
     if case.kind == "memory":
         peaks = [peak_live_bytes(side.run) for side in sides]
@@ -150,7 +176,67 @@ def _step_case(case: Case, quick: bool) -> dict[str, Any]:
         "beside_floor": list(beside.times.seconds),  # of `b`, in the floor's rounds
         "spread": max(a_times.spread, b_times.spread),
         "sides": rows,
+        **(_beside_compiled(case, quick, sides[0]) if compiled else {}),
     }
+
+
+def _beside_compiled(case: Case, quick: bool, first: Side) -> dict[str, Any]:
+    """The time of `a` over that of its reference form under torch.compile, in rounds of their own;
+    or why there is none."""
+    try:
+        side = _compiled_side(case, quick)
+        with _limit(COMPILE_LIMIT_S):
+            side.run()
+    except TooLong:
+        reason = f"the first step takes more than {COMPILE_LIMIT_S:g} s"
+        return {"compiled_ratio": None, "compiled_skipped": reason}
+    except Exception as error:  # whatever a compiler may raise: the other numbers stand
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
+        return {"compiled_ratio": None, "compiled_skipped": reason}
+    found, theirs = measure_sides([first, side], pairs=MIN_PAIRS)
+    return {
+        "compiled_ratio": found.times.paired_ratio(theirs.times),
+        "compiled_seconds": list(theirs.times.seconds),
+        "beside_compiled": list(found.times.seconds),
+    }
+
+
+def _compiled_side(case: Case, quick: bool) -> Side:
+    """The reference form of `a`, each program as torch.compile makes it."""
+    spec = _spec(case.a, quick).for_head(case.head)
+    model = mw.compile(spec, fuse=False, dtype=getattr(torch, case.dtype))
+    work = Work(batch=case.batch, length=case.length, train=case.train)
+    program = program_for(model, work)
+    inputs = sample_inputs(model, program, work)
+    module = torch.compile(model.programs[program])
+
+    def loss() -> torch.Tensor:
+        found = module(*inputs.values())
+        return found if isinstance(found, torch.Tensor) else found[0]
+
+    return Side(
+        name=f"torch.compile of {spec.name}",
+        run=step(model, lambda: module(*inputs.values()), loss if case.train else None),
+        tokens=tokens_in(model, program, inputs),
+        program=program,
+        spec=model.spec.text(),
+    )
+
+
+@contextlib.contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    """Raises TooLong inside when the time is over."""
+
+    def stop(*_: object) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _sides(case: Case, quick: bool) -> list[Side]:
@@ -230,6 +316,10 @@ def _line(case: Case, result: dict[str, Any]) -> str:
     else:
         shown = f"{ratio:.3f}"
     target = "-" if case.target is None else f"{case.target:g}"
+    compiled_ratio = result.get("compiled_ratio")
+    beside = f"  over torch.compile {compiled_ratio:.3f}" if compiled_ratio else ""
+    if reason := result.get("compiled_skipped"):
+        beside = f"  torch.compile skipped: {reason}"
     peaks = [side.get("peak_live_bytes") for side in result["sides"]]
     peak = " / ".join(f"{each / 2**20:.1f}" for each in peaks if each is not None)
     seconds = [side.get("compile_s") for side in result["sides"]]
@@ -238,7 +328,7 @@ def _line(case: Case, result: dict[str, Any]) -> str:
         f"{case.name:<28} {shown:>8}  target {target:>4}  "
         f"floor {'-' if floor is None else f'{floor:.3f}':>5}  "
         f"spread {'-' if spread is None else f'{spread:.1%}':>6}  peak MiB {peak or '-'}  "
-        f"compile s {compiled or '-'}"
+        f"compile s {compiled or '-'}{beside}"
     )
 
 

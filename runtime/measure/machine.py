@@ -14,7 +14,7 @@ import torch
 
 from multiway.runtime.memory import physical_bytes
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 _WRITTEN = ("benchmarks/results", "docs")  # measuring itself writes there
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,42 @@ def test_peaks_and_compile_times_have_no_floor(runner: Any) -> None:
 
 def test_every_step_has_a_baseline_and_so_a_floor(runner: Any) -> None:
     assert all(case.b for case in runner.CASES if case.kind != "compile")
+
+
+def test_a_step_is_measured_beside_torch_compile_of_its_reference(
+    runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(runner.torch, "compile", lambda module: given.append(module) or module)
+    case, found = step(runner, train=True)
+    assert "compiled_ratio" not in found and not given
+    found = runner._step_case(case, quick=True, compiled=True)
+    (module,) = given
+    assert "kernels." not in module.code  # as built: no pass, no kernel
+    pairs = zip(found["beside_compiled"], found["compiled_seconds"], strict=True)
+    assert found["compiled_ratio"] == statistics.median(a / b for a, b in pairs)
+    shown = f"over torch.compile {found['compiled_ratio']:.3f}"
+    assert runner._line(case, found).endswith(shown)
+
+
+def test_torch_compile_that_fails_or_takes_too_long_is_skipped_with_its_reason(
+    runner: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(module: Any) -> Any:
+        raise RuntimeError("no compiler\nand more")
+
+    def sleeps(module: Any) -> Any:
+        return lambda *_: time.sleep(30)
+
+    monkeypatch.setattr(runner, "COMPILE_LIMIT_S", 0.2)
+    for compile, reason in (
+        (fails, "RuntimeError: no compiler"),
+        (sleeps, "the first step takes more than 0.2 s"),
+    ):
+        monkeypatch.setattr(runner.torch, "compile", compile)
+        case, _ = step(runner)
+        found = runner._step_case(case, quick=True, compiled=True)
+        assert found["compiled_ratio"] is None
+        assert found["compiled_skipped"] == reason
+        assert found["ratio"] > 0
+        assert f"torch.compile skipped: {reason}" in runner._line(case, found)

@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import functools
 import importlib
-import json
 import pkgutil
 import re
 import shutil
 import tempfile
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
+
+from results import cases, cases_table, recorded, results_table
 
 import multiway as mw
 from multiway.cards import limits
@@ -206,6 +207,7 @@ def printed(what: str, file: Path) -> str:
         "passes": print_passes,
         "report": print_report,
         "results": print_results,
+        "cases": print_cases,
         "programs": print_programs,
         "parameters": print_parameters,
         "error": print_error,
@@ -280,43 +282,14 @@ def print_report(file: Path, name: str, head: str) -> str:
 
 
 def print_results(file: Path) -> str:
-    """The recorded results of the benchmark cases, in the order of their names."""
-    return results_table([json.loads(path.read_text()) for path in RESULTS.glob("*.json")])
+    """The recorded results of the benchmark cases, beside those of an earlier commit if any are."""
+    targets = {case.name: case.target for case in cases()}
+    return results_table(recorded(RESULTS), recorded(RESULTS / "before"), targets)
 
 
-def results_table(found: Sequence[Mapping[str, Any]]) -> str:
-    """Results of benchmarks/run.py as a table, those of earlier versions too."""
-    rows = [("case", "in pairs", "of medians", "floor", "target", "spread", "pairs")]
-    for each in sorted(found, key=lambda each: each["case"]["name"]):
-        case = each["case"]
-        if each["ratio"] is None:
-            main = f"{each['sides'][0]['median_s']:.2f} s"
-        else:
-            main = f"{each['ratio']:.3f}"
-        medians, floor = (
-            "-" if each.get(name) is None else f"{each[name]:.3f}"
-            for name in ("ratio_of_medians", "floor_ratio")
-        )
-        target = "-" if case["target"] is None else f"{case['target']:g}"
-        spread = "-" if each["spread"] is None else f"{each['spread']:.0%}"
-        timed = case["kind"] != "memory"
-        rows.append(
-            (
-                case["name"],
-                main,
-                medians,
-                floor,
-                target,
-                spread,
-                str(case["pairs"] if timed else "-"),
-            )
-        )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        row[0].ljust(widths[0])
-        + "".join(cell.rjust(w + 2) for cell, w in zip(row[1:], widths[1:], strict=True))
-        for row in rows
-    )
+def print_cases(file: Path) -> str:
+    """What every benchmark case compares."""
+    return cases_table()
 
 
 WIRED = ROOT / "benchmarks" / "specs" / "prenorm-24x256.yaml"

@@ -7,6 +7,7 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -500,6 +501,13 @@ def test_a_result_says_where_it_was_measured() -> None:
     assert found["memory_bytes"] > 2**28
     assert versions(["no-such-package"])["no-such-package"] is None
     assert versions()["torch"] == torch.__version__
+
+
+def test_the_commit_is_that_of_the_checkout_this_code_stands_in() -> None:
+    root = Path(__file__).parents[3]
+    assert commit() == commit(root)
+    if (root / ".git").exists():
+        assert commit() is not None
 
 
 def test_a_folder_without_a_checkout_has_no_commit(tmp_path: Any) -> None:
