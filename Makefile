@@ -21,6 +21,7 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy -p multiway
+	$(VENV)/bin/lint-imports
 
 env: $(VENV)/.ready
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,6 +16,21 @@ MEMBERS = [
     if entry.name.endswith("-test")
     for head in mw.load(entry.name).heads
 ]
+
+
+def in_turn(params: list[Any], **choices: Sequence[Any]) -> pytest.MarkDecorator:
+    """Every member with every choice; not slow is one choice for each, another for the next."""
+    ((what, values),) = choices.items()
+    cases = [
+        pytest.param(
+            *each.values,
+            value,
+            marks=each.marks if j == i % len(values) else (pytest.mark.slow,),
+        )
+        for i, each in enumerate(params)
+        for j, value in enumerate(values)
+    ]
+    return pytest.mark.parametrize(("name", "head", what), cases)
 
 
 def members(*, apart: bool = True) -> list[Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -58,7 +59,8 @@ class SentencePiece:
     START, PADDING, END, UNKNOWN, SHIFT = 0, 1, 2, 3, 1
 
     def __init__(self, path: Path, source: Input) -> None:
-        sentencepiece = _package("sentencepiece", path)
+        with _needs("sentencepiece", path):
+            import sentencepiece
         self.special = source.special or Special(node=source.node)
         try:
             self.model: Any = sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -86,7 +88,8 @@ class TokenizersFile:
     """A tokenizer.json of the tokenizers library, with the special tokens that it adds itself."""
 
     def __init__(self, path: Path, source: Input) -> None:
-        tokenizers = _package("tokenizers", path)
+        with _needs("tokenizers", path):
+            import tokenizers
         self.special = source.special or Special(node=source.node)
         try:
             self.model: Any = tokenizers.Tokenizer.from_file(str(path))
@@ -147,11 +150,11 @@ def split_masks(text: str, special: Special) -> list[str | int]:
     return parts
 
 
-def _package(name: str, path: Path) -> Any:
-    import importlib
-
+@contextlib.contextmanager
+def _needs(name: str, path: Path) -> Iterator[None]:
+    """Says what to install where the package that is imported inside is missing."""
     try:
-        return importlib.import_module(name)
+        yield
     except ImportError:
         raise MultiwayError.one(
             "missing-package",

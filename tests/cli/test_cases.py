@@ -37,8 +37,7 @@ def step(runner: Any, **more: Any) -> tuple[Any, dict[str, Any]]:
     return case, runner._step_case(case, quick=True)
 
 
-@pytest.mark.parametrize("train", [False, True])
-@pytest.mark.parametrize("per", [1.0, 4.0])
+@pytest.mark.parametrize(("train", "per"), [(False, 1.0), (True, 4.0)])
 def test_a_case_records_the_floor_of_its_first_side_over_its_baseline(
     runner: Any, train: bool, per: float
 ) -> None:

@@ -293,25 +293,25 @@ def check_second(spec: Mappings, length: int) -> None:
 
 
 @given(specs(["features", "causal_lm"]), st.integers(1, 5))
-@settings(30)
+@settings(20)
 def test_the_trunk_is_what_the_language_says(spec: Mappings, length: int) -> None:
     check_second(spec, length)
 
 
 @given(specs())
-@settings(30)
+@settings(20)
 def test_every_program_builds_verifies_prints_and_survives_json(spec: Mappings) -> None:
     check_graph(spec)
 
 
 @given(specs(), st.integers(1, 5))
-@settings(30)
+@settings(20)
 def test_every_program_runs_as_its_graph_says(spec: Mappings, length: int) -> None:
     check_run(spec, length)
 
 
 @given(specs(), st.integers(1, 5))
-@settings(30)
+@settings(20)
 def test_every_parameter_that_is_read_gets_a_gradient(spec: Mappings, length: int) -> None:
     check_gradients(spec, length)
 
@@ -332,7 +332,7 @@ CHUNKS = st.lists(st.integers(1, 3), max_size=3)
 
 
 @given(specs(["causal_lm", "prefix_lm"]), PROMPTS, CHUNKS)
-@settings(30)
+@settings(20)
 def test_decoding_with_a_cache_is_the_whole_forward(
     spec: Mappings, prompts: list[int], chunks: list[int]
 ) -> None:
@@ -340,7 +340,7 @@ def test_decoding_with_a_cache_is_the_whole_forward(
 
 
 @given(specs().filter(has_padding), st.integers(2, 5))
-@settings(30)
+@settings(20)
 def test_right_padding_changes_no_token_that_is_kept(spec: Mappings, length: int) -> None:
     check_padding(spec, length)
 

@@ -11,11 +11,8 @@ import torch
 
 from multiway.runtime.kernels import native
 
-# Tests are no package: what they share is found here and one folder up.
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[:2]]
-
-# One thread: the tensors are tiny, and the order of sums must not depend on the computer.
-torch.set_num_threads(1)
+# Tests are no package: what they share is found here.
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture

@@ -59,17 +59,12 @@ def bad_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("bad_folder")
 @pytest.mark.parametrize("case", CASES)
-def test_a_bad_spec_has_its_words(case: str) -> None:
+def test_a_bad_spec_has_its_words_and_carets_under_text(case: str) -> None:
     error = error_of(case)
     assert shown(error) == (BAD / f"{case}.txt").read_text(encoding="utf-8")
     codes = [problem.code for problem in error.problems]
     assert any(case == code or case.startswith(f"{code}-") for code in codes), codes
-
-
-@pytest.mark.usefixtures("bad_folder")
-@pytest.mark.parametrize("case", CASES)
-def test_a_caret_stands_under_text(case: str) -> None:
-    for problem in error_of(case).problems:
+    for problem in error.problems:
         if problem.span is not None and problem.span.text:
             _, line, marks = problem.render().splitlines()[:3]
             under = line[marks.index("^") : len(marks)]

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
-import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from wiring_strategies import wirings
@@ -85,9 +84,8 @@ NAMED: set[Found] = {("named", name, None) for name in wiring_names()}
 WANTED = set(expected(Wiring)) - IMPOSSIBLE
 
 
-@pytest.fixture(scope="module")
-def drawn() -> set[Found]:
-    """What many wirings hold; no more are drawn once they hold everything."""
+def test_every_key_is_drawn_with_every_choice_and_every_wiring_with_a_file() -> None:
+    """No more are drawn once everything was."""
     found: set[Found] = set()
 
     def hold_everything(wiring: Any) -> bool:
@@ -104,16 +102,7 @@ def drawn() -> set[Found]:
         suppress_health_check=list(HealthCheck),
     )
     strategy = st.integers(1, 4).flatmap(lambda d: wirings(width=12, depth=d, values=True))
-    with contextlib.suppress(hypothesis.errors.NoSuchExample):  # the tests say what is missing
+    with contextlib.suppress(hypothesis.errors.NoSuchExample):  # what is missing is said below
         hypothesis.find(strategy, hold_everything, settings=many)
-    return found
-
-
-@pytest.mark.parametrize("wanted", sorted(WANTED, key=str), ids=str)
-def test_every_key_is_drawn_with_every_choice(wanted: Found, drawn: set[Found]) -> None:
-    assert wanted in drawn, "tests/wiring_strategies.py never draws it"
-
-
-@pytest.mark.parametrize("named", sorted(NAMED, key=str), ids=str)
-def test_every_wiring_with_a_file_is_drawn(named: Found, drawn: set[Found]) -> None:
-    assert named in drawn
+    missing = sorted((WANTED | NAMED) - found, key=str)
+    assert not missing, f"tests/wiring_strategies.py never draws {missing}"

@@ -75,7 +75,8 @@ def model_of(spec: Mappings, **options: Any) -> Model:
 @ALL
 def test_it_is_what_the_language_says(name: str, order: str) -> None:
     check_second(decoder(name, order), 5)
-    check_second(pair(name, order), 3)
+    if order == ORDERS[wiring_names().index(name) % 2]:
+        check_second(pair(name, order), 3)
 
 
 @BOTH
@@ -90,15 +91,15 @@ def test_words_together_are_what_the_language_says(name: str, order: str) -> Non
 @BOTH
 @pytest.mark.parametrize("name", [*wiring_names(), *TOGETHER])
 def test_fused_it_is_the_reference(name: str, order: str) -> None:
-    """Logits, loss and every gradient, in float64."""
+    """Logits or loss, and every gradient, in float64."""
     wiring = together(name) if name in TOGETHER else name
     specs = [decoder(wiring, order)]
     specs += [pair(wiring, order)] if order == "sequential" else []
     for spec in specs:
         loaded = mw.load(spec).for_head()
-        for program in ("forward", "loss") if "lm" in spec["heads"] else ("forward",):
-            graph = mw.build(loaded, program=program)
-            assert_equal(loaded, program, random_inputs(graph, some_sizes(graph, 5)))
+        program = "loss" if "lm" in spec["heads"] and order == "sequential" else "forward"
+        graph = mw.build(loaded, program=program)
+        assert_equal(loaded, program, random_inputs(graph, some_sizes(graph, 5)))
 
 
 @pytest.mark.parametrize("name", ["denseformer", "hc", "mudd"])
@@ -157,13 +158,16 @@ def test_every_parameter_gets_a_gradient(name: str, order: str) -> None:
 
 @BOTH
 @ALL
-def test_every_program_lowers_and_the_forward_exports(name: str, order: str) -> None:
+def test_every_program_lowers(name: str, order: str) -> None:
     model = mw.compile(mw.load(decoder(name, order, depth=2)))
     assert list(model.programs) == ["forward", "loss", "prefill", "decode"]
     for program in model.programs:
         model.programs[program].graph.lint()
-    if order == "parallel":
-        return  # exporting takes long, and the same nodes are in both
-    module = model.programs["forward"]
+
+
+@pytest.mark.slow
+@ALL
+def test_the_forward_exports(name: str) -> None:
+    module = mw.compile(mw.load(decoder(name, depth=2))).programs["forward"]
     exported = torch.export.export(module, (TOKENS,), strict=False)
     torch.testing.assert_close(exported.module()(TOKENS), module(TOKENS))

@@ -25,7 +25,7 @@ from fused import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from members import members
+from members import in_turn, members
 from op_samples import OPS, floats, replaced, run, values_of
 from strategies import random_inputs, randomise, specs
 from test_properties import flat, some_sizes
@@ -75,13 +75,13 @@ OPTIONS = st.fixed_dictionaries(
 
 
 @given(specs(), st.integers(1, 5), OPTIONS)
-@settings(40)
+@settings(25)
 def test_fused_is_the_reference(spec: Mappings, length: int, options: Mappings) -> None:
     check_fused(spec, length, **options)
 
 
 @given(specs(), st.sampled_from(["train", "inference"]))
-@settings(25)
+@settings(15)
 def test_a_fused_graph_is_well_formed_lowered_as_it_is_and_fused_no_further(
     spec: Mappings, mode: Any
 ) -> None:
@@ -115,8 +115,7 @@ def test_fuzz_fused(spec: Mappings, length: int, options: Mappings) -> None:
 # Every test member of the zoo
 
 
-@pytest.mark.parametrize("mode", ["train", "inference"])
-@pytest.mark.parametrize(("name", "head"), members())
+@in_turn(members(), mode=["train", "inference"])
 def test_members_fused_are_the_reference(name: str, head: str, mode: str) -> None:
     spec = mw.load(name).for_head(head)
     for program in program_names(spec):

@@ -9,22 +9,31 @@ import torch
 from members import members
 
 import multiway as mw
+from multiway.compiler.assemble.build import program_names
 from multiway.runtime.kernels.rows.activations import FEWEST, activate
 from multiway.runtime.model import Model
 from multiway.runtime.tasks.random_inputs import random_inputs
+from multiway.specs.checks.routing import routings
 
 LIMITS = {"B": (1, 64), "T": (2, 60), "S": (1, 200)}
 
 
 def programs() -> list[Any]:
-    """Every program of every member; not slow are the main one and decoding, once a family."""
-    found = []
-    for each in members(apart=False):
+    """Every program of every member; not slow are the main one and decoding, once for a kind of
+    head, with experts and without, with mixes, lanes and plain residuals."""
+    found: list[Any] = []
+    seen: set[Any] = set()
+    for each in members():
         name, head = each.values
-        names = list(mw.compile(name, head=head, device="meta").programs)
+        spec = mw.load(name).for_head(head)
+        names = program_names(spec)
         for program in names:
-            quick = not each.marks and program in (names[0], "decode")
-            marks = () if quick else (pytest.mark.slow,)
+            main = program in (names[0], "decode")
+            aspects = {(program, spec.head.kind)}
+            kept = spec.wiring.mix is not None, spec.wiring.lanes is not None
+            aspects |= {(program, bool(routings(spec))), (program, *kept)}
+            marks = () if main and aspects - seen else (pytest.mark.slow,)
+            seen |= aspects if main else set()
             found.append(pytest.param(name, head, program, marks=marks))
     return found
 

@@ -13,11 +13,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import pytest
 import torch
 from fused import heads, outputs, settings, sizes_for
 from hypothesis import given
-from members import members
+from members import in_turn, members
 from rounding import margin
 from strategies import random_inputs, specs
 from test_properties import some_sizes
@@ -37,11 +36,11 @@ TRAINED = [
     if "loss" in program_names(mw.load(each.values[0]).for_head(each.values[1]))
 ]
 DTYPES = [torch.float32, torch.bfloat16]
+
 Gradients = dict[str, Tensor]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "head"), members())
+@in_turn(members(), dtype=DTYPES)
 def test_outputs_are_no_farther_from_float64_than_eager(
     name: str, head: str, dtype: torch.dtype
 ) -> None:
@@ -130,8 +129,7 @@ def check(found: Mapping[str, float]) -> None:
     assert not far, f"times as far from float64 as eager: {far}"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("name", "head"), TRAINED)
+@in_turn(TRAINED, dtype=DTYPES)
 def test_gradients_are_no_farther_from_float64_than_eager(
     name: str, head: str, dtype: torch.dtype
 ) -> None:

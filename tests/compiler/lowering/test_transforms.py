@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from fused import pair, sizes_for
-from members import members
+from members import in_turn, members
 from op_samples import OPS, floats, replaced, values_of
 from strategies import random_inputs
 from torch import Tensor
@@ -90,8 +90,7 @@ def check(
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-@pytest.mark.parametrize("transformed", TRANSFORMED)
-@pytest.mark.parametrize(("name", "head"), members())
+@in_turn(members(), transformed=TRANSFORMED)
 def test_a_fused_model_under_transforms_is_the_reference(
     name: str, head: str, transformed: Callable[..., Any]
 ) -> None:

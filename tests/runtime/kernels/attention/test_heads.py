@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import check, draw
+from pairs import pairs as in_pairs
 from torch import Tensor
 
 from multiway.compiler.ops.layer_norm import layer_norm
@@ -43,22 +44,24 @@ def angles(rows: int, length: int, pairs: int, dtype: torch.dtype) -> tuple[Tens
     return turned.cos().to(dtype), turned.sin().to(dtype)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("norm", ["", "rms_norm", "layer_norm"])
-@pytest.mark.parametrize("pairs", ["half", "adjacent"])
-@pytest.mark.parametrize("turned", [0, 2, 16])
-@pytest.mark.parametrize(("batch", "length", "heads", "width"), [(2, 5, 3, 33), (1, 3, 2, 32)])
+@in_pairs(
+    indirect=["engine"],
+    engine=["c", "plain"],
+    dtype=[torch.float64, torch.float32, torch.bfloat16],
+    norm=["", "rms_norm", "layer_norm"],
+    pairs=["half", "adjacent"],
+    turned=[0, 2, 16],
+    sizes=[(2, 5, 3, 33), (1, 3, 2, 32)],
+)
 def test_rotate_heads(
     engine: str,
     dtype: torch.dtype,
     norm: str,
     pairs: str,
     turned: int,
-    batch: int,
-    length: int,
-    heads: int,
-    width: int,
+    sizes: tuple[int, ...],
 ) -> None:
+    batch, length, heads, width = sizes
     tables = angles(batch, length, turned, torch.promote_types(dtype, torch.float32))
     attributes = {"heads": heads, "norm": norm, "eps": 1e-5, "pairs": pairs}
     affine = [draw(width, dtype=dtype, seed=s) for s in (1, 2)] if norm else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from comparing import check, draw, run
+from pairs import pairs
 from torch import Tensor, nn
 
 from multiway.compiler.ops.attention import attention as attention_reference
@@ -22,13 +23,16 @@ def see(shape: tuple[int, ...]) -> Tensor:
     return mask
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, *HALVES])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("masked", ["", "one", "each", "rows"])
-@pytest.mark.parametrize(("length", "keys", "key_heads"), [(7, 7, 4), (5, 9, 2), (9, 5, 1)])
+@pairs(
+    dtype=[torch.float64, torch.float32, *HALVES],
+    causal=[False, True],
+    masked=["", "one", "each", "rows"],
+    sizes=[(7, 7, 4), (5, 9, 2), (9, 5, 1)],
+)
 def test_attention(
-    dtype: torch.dtype, causal: bool, masked: str, length: int, keys: int, key_heads: int
+    dtype: torch.dtype, causal: bool, masked: str, sizes: tuple[int, int, int]
 ) -> None:
+    length, keys, key_heads = sizes
     shapes = {"one": (1, 1, 1, keys), "each": (2, 1, 1, keys), "rows": (2, 1, length, keys)}
     mask = see(shapes[masked]) if masked else None
     key, value = (draw(2, keys, key_heads, 6, dtype=dtype, seed=s) for s in (1, 2))

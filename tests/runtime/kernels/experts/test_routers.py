@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import check, draw
+from pairs import pairs
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,10 +37,7 @@ def both_gates(inputs: list[Tensor], **attrs: Any) -> None:
     check(partial(top_k_gates, **whole), reference, inputs, fixed=range(1, len(inputs)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
+@pairs(dtype=[torch.float64, torch.float32], score=SCORES, normalise=[False, True], shape=SHAPES)
 def test_gates(shape: tuple[int, ...], normalise: bool, score: str, dtype: torch.dtype) -> None:
     for k, biased in itertools.product({1, 2, shape[-1]}, (False, True)):
         if k <= shape[-1]:
@@ -82,10 +80,12 @@ def counted(shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     return [gates, logits, wanted, draw(*shape[:2], seed=3) > 0.7]
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("score", SCORES)
-@pytest.mark.parametrize("shape", [(2, 5, 4), (3, 1, 1), (0, 3, 4), (2, 0, 4), (4, 300, 7)])
-@pytest.mark.parametrize("given", [2, 3, 4])
+@pairs(
+    dtype=[torch.float64, torch.float32],
+    score=SCORES,
+    shape=[(2, 5, 4), (3, 1, 1), (0, 3, 4), (2, 0, 4), (4, 300, 7)],
+    given=[2, 3, 4],
+)
 def test_statistics(given: int, shape: tuple[int, ...], score: str, dtype: torch.dtype) -> None:
     check(
         partial(router_statistics, score=score),

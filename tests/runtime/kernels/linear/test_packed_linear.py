@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from comparing import check, draw
+from pairs import pairs
 from torch import Tensor, nn
 
 from multiway.runtime.kernels.linear import packed_linear
@@ -37,10 +38,12 @@ def parts(widths: Sequence[int], *trailing: int, dtype: torch.dtype) -> list[Ten
     return list(draw(sum(widths), *trailing, dtype=dtype).split(list(widths)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("together", [True, False])
-@pytest.mark.parametrize("fixed", [(), (0,), (1, 2), (1, 2, 3), (4, 5, 6), (2, 6)])
-@pytest.mark.parametrize("shape", [(2, 5, 7), (7,), (0, 7)])
+@pairs(
+    dtype=[torch.float64, torch.float32, torch.bfloat16],
+    together=[True, False],
+    fixed=[(), (0,), (1, 2), (1, 2, 3), (4, 5, 6), (2, 6)],
+    shape=[(2, 5, 7), (7,), (0, 7)],
+)
 def test_packed_linear(
     every_path: pytest.MonkeyPatch,
     dtype: torch.dtype,

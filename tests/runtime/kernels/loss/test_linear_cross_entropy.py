@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from comparing import check, draw
+from pairs import pairs
 from torch import Tensor, nn
 
 from multiway.compiler.ops.cross_entropy import cross_entropy
@@ -28,20 +29,22 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 5 * 11 * 4)  # five rows, or two and a half
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("with_bias", [False, True])
-@pytest.mark.parametrize(("shape", "left_out"), [((3, 7), 4), ((3, 7), 0), ((2,), 2), ((0,), 0)])
-@pytest.mark.parametrize("fixed", [(), (0,), (2,)])
+@pairs(
+    dtype=[torch.float64, torch.float32, torch.bfloat16],
+    smoothing=[0.0, 0.1],
+    with_bias=[False, True],
+    sizes=[((3, 7), 4), ((3, 7), 0), ((2,), 2), ((0,), 0)],
+    fixed=[(), (0,), (2,)],
+)
 def test_loss(
     small_chunks: None,
     dtype: torch.dtype,
     smoothing: float,
     with_bias: bool,
-    shape: tuple[int, ...],
-    left_out: int,
+    sizes: tuple[tuple[int, ...], int],
     fixed: tuple[int, ...],
 ) -> None:
+    shape, left_out = sizes
     labels = torch.arange(torch.Size(shape).numel()).mul(3).remainder(11).view(shape)
     labels.view(-1)[:left_out] = -100
     inputs = [draw(*shape, 6, dtype=dtype), labels, draw(11, 6, dtype=dtype)]

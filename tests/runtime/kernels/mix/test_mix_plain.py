@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mixing import leaves, reference
+from pairs import pairs
 from torch import Tensor
 
 from multiway.runtime.kernels.mix import plain
@@ -30,10 +31,12 @@ def places(kind: str) -> list[Tensor | None]:
 KINDS = ("new", "one behind the other", "with gaps", "some are new")
 
 
-@pytest.mark.parametrize("elements", [7, 1 << 21])  # of products in one piece: one token's, or all
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("skipped", [(), (0,), (2,), (1, 3, 4)])
-@pytest.mark.parametrize("kind", KINDS)
+@pairs(
+    kind=list(KINDS),
+    skipped=[(), (0,), (2,), (1, 3, 4)],
+    shared=[False, True],
+    elements=[7, 1 << 21],  # of products in one piece: one token's, or all
+)
 def test_gradients_are_added_wherever_they_lie(
     kind: str,
     skipped: tuple[int, ...],

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from comparing import check, draw
+from pairs import pairs
 from rounding import assert_near, root_mean_square
 from torch import Tensor
 from torch.nn import functional as F
@@ -46,9 +47,7 @@ def compare(given: Sequence[Tensor], kind: str, fixed: Sequence[int] = ()) -> No
     check(kernel, reference, given, fixed)
 
 
-@pytest.mark.parametrize("kind", ACTIVATIONS)
-@pytest.mark.parametrize("fixed", [(), (0,), (1, 2), (0, 3)])
-@pytest.mark.parametrize("path", ["c", "torch"])
+@pairs(kind=ACTIVATIONS, fixed=[(), (0,), (1, 2), (0, 3)], path=["c", "torch"])
 def test_results_and_gradients(
     kind: str, fixed: Sequence[int], path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

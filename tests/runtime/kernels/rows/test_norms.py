@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from comparing import check, draw
+from pairs import pairs
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -28,10 +29,14 @@ def reference_norms(x: Tensor, *affine: Tensor, norm: str) -> tuple:
     return tuple(NORMS[norm](x, *pair, eps=1e-5) for pair in pairs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(2, 5, 33), (70, 17), (7,), (0, 8), (1, 256)])
-@pytest.mark.parametrize("fixed", [(), (0,), (1,), (2,), (0, 1)])
-@pytest.mark.parametrize("norm", NORMS)
+@pairs(
+    indirect=["engine"],
+    engine=["c", "plain"],
+    norm=list(NORMS),
+    dtype=[torch.float64, torch.float32, torch.bfloat16],
+    shape=[(2, 5, 33), (70, 17), (7,), (0, 8), (1, 256)],
+    fixed=[(), (0,), (1,), (2,), (0, 1)],
+)
 def test_one_norm(
     engine: str, norm: str, dtype: torch.dtype, shape: tuple[int, ...], fixed: tuple[int, ...]
 ) -> None:
@@ -42,10 +47,14 @@ def test_one_norm(
     check(ours, reference, [inputs[0].double()])
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("norm", ["rms_norm", "layer_norm"])
-@pytest.mark.parametrize("shape", [(2, 5, 33), (70, 17), (0, 8)])
-@pytest.mark.parametrize("fixed", [(), (0,), (1, 4), (2,), (1, 2, 3, 4)])
+@pairs(
+    indirect=["engine"],
+    engine=["c", "plain"],
+    norm=list(NORMS),
+    dtype=[torch.float64, torch.float32, torch.bfloat16],
+    shape=[(2, 5, 33), (70, 17), (0, 8)],
+    fixed=[(), (0,), (1, 4), (2,), (1, 2, 3, 4)],
+)
 def test_norm_pair(
     engine: str, dtype: torch.dtype, norm: str, shape: tuple[int, ...], fixed: tuple[int, ...]
 ) -> None:
