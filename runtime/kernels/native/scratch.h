@@ -8,4 +8,4 @@
 INLINE void *scratch(int64_t bytes) { return aligned_alloc(64, (size_t)(bytes / 64 + 1) * 64); }
 
 /* Numbers from row to row of n: rows 4096 bytes apart would share their cache sets. */
-INLINE int64_t apart(int64_t n) { return (n + 47) / 16 * 16; }
+INLINE int64_t apart(int64_t n) { return (n + 31) / 16 * 16; }
