@@ -104,6 +104,7 @@ class Pass:
     fuses: instead of it, the fused ops (compiler/fusions) that the pass puts in, in this order.
     kind: an `analysis` only looks: it gives back the graph it was given, and its numbers in the
     tally. only: the mode in which it runs. before: of a user's own pass, the one it stands before.
+    fires_on: small models that tests see it in, as those of a fusion; of one that fuses, theirs.
     """
 
     name: str
@@ -114,6 +115,7 @@ class Pass:
     kind: Kind = "transform"
     only: Mode | None = None
     before: str = ""
+    fires_on: tuple[str, ...] = ()
 
     def apply(self, graph: LayerGraph, tally: Tally, options: Options) -> LayerGraph:
         """The graph after this pass: the same one where there was nothing to do."""
@@ -147,12 +149,14 @@ PIPELINE: tuple[Pass, ...] = (
         does="keeps modalities apart until attention: no joining and cutting in between",
         numerics="rounding",
         run=plain(sink_segments),
+        fires_on=("beit3-test",),
     ),
     Pass(
         name="drop_dead",
         does="drops what no output needs",
         numerics="exact",
         run=plain(drop_dead),
+        fires_on=("beit3-test",),
     ),
     # Before equal nodes are shared: every part of experts has the copies that it spreads to itself.
     Pass(
@@ -171,6 +175,7 @@ PIPELINE: tuple[Pass, ...] = (
         does="moves gains and biases of norms into the linears behind them",
         numerics="rounding",
         run=plain(fold_norms),
+        fires_on=("pythia-test",),
         only="inference",
     ),
     Pass(
@@ -178,6 +183,7 @@ PIPELINE: tuple[Pass, ...] = (
         does="computes equal nodes once",
         numerics="exact",
         run=plain(share_common),
+        fires_on=("pythia-test",),
     ),
     # Then rows of ops become fused ones. The mix is first, because its norms stand before the
     # projections; which of them come first does not matter otherwise.
@@ -196,6 +202,7 @@ PIPELINE: tuple[Pass, ...] = (
         does="tells each list of hiddens how long it gets, so that one buffer holds them all",
         numerics="exact",
         run=plain(lay_out_history),
+        fires_on=("mudd-pythia-test",),
     ),
     # A site of lanes takes the norms behind it, so this comes before norms are paired, and has
     # nothing in common with mixes over depth.
@@ -243,6 +250,7 @@ PIPELINE: tuple[Pass, ...] = (
         run=lambda graph, tally, options: plan_memory(
             graph, tally, options.memory_budget, options.sizes
         ),
+        fires_on=("pythia-test",),
         only="train",
     ),
     # Behind the plan, for which a product and its activation are two: one may be kept without the
@@ -262,6 +270,7 @@ PIPELINE: tuple[Pass, ...] = (
         does="lays weights out once as the CPU's products read them, and keeps both",
         numerics="rounding",
         run=plain(pack_weights),
+        fires_on=("pythia-test",),
         only="inference",
     ),
 )

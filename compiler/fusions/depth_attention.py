@@ -142,4 +142,6 @@ def _mix(graph: LayerGraph, router: Record) -> Record | None:
     return None
 
 
-FUSION = Fusion(op="depth_attention", roots=("depth_router",), match=match)
+FUSION = Fusion(
+    op="depth_attention", roots=("depth_router",), match=match, fires_on=("pythia-test+attnres",)
+)

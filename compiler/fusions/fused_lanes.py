@@ -217,4 +217,5 @@ FUSION = Fusion(
     op="fused_lanes",
     roots=("read_lanes", "sum_lanes", "write_lanes", "write_pieces"),
     match=match,
+    fires_on=("pythia-test+mhc",),
 )

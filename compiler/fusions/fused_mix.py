@@ -131,4 +131,4 @@ def _form(norm: Record) -> tuple[Any, ...]:
     return norm.op, norm.attrs["eps"], tuple(norm.params)
 
 
-FUSION = Fusion(op="fused_mix", roots=("mix",), match=match)
+FUSION = Fusion(op="fused_mix", roots=("mix",), match=match, fires_on=("mudd-pythia-test",))

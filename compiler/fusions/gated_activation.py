@@ -61,4 +61,4 @@ def match(graph: LayerGraph, product: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="gated_activation", roots=("multiply",), match=match)
+FUSION = Fusion(op="gated_activation", roots=("multiply",), match=match, fires_on=("prenorm-test",))

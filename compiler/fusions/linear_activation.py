@@ -100,4 +100,9 @@ def match(graph: LayerGraph, activation: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="linear_activation", roots=("activation",), match=match)
+FUSION = Fusion(
+    op="linear_activation",
+    roots=("activation",),
+    match=match,
+    fires_on=("pythia-test", "beit3-test"),
+)

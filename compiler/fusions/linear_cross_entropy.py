@@ -63,4 +63,6 @@ def match(graph: LayerGraph, loss: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="linear_cross_entropy", roots=("cross_entropy",), match=match)
+FUSION = Fusion(
+    op="linear_cross_entropy", roots=("cross_entropy",), match=match, fires_on=("pythia-test",)
+)

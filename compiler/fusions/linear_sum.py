@@ -89,4 +89,6 @@ def _added(graph: LayerGraph, add: Record) -> Record | None:
     return linear if len(graph.readers(Value(linear.path))) == 1 else None
 
 
-FUSION = Fusion(op="linear_sum", roots=("add",), match=match)
+FUSION = Fusion(
+    op="linear_sum", roots=("add",), match=match, fires_on=("pythia-test", "beit3-test")
+)

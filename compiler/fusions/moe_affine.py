@@ -60,4 +60,6 @@ def match(graph: LayerGraph, mixed: Record) -> Match | None:
     return fused_experts("moe_affine", region, experts_of(region))
 
 
-FUSION = Fusion(op="moe_affine", roots=("mix_experts",), match=match)
+FUSION = Fusion(
+    op="moe_affine", roots=("mix_experts",), match=match, fires_on=("pythia-test/top_k",)
+)

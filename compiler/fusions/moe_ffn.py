@@ -132,4 +132,9 @@ def match(graph: LayerGraph, mixed: Record) -> Match | None:
     return fused_experts("moe_ffn", region, experts_of(region) | attrs)
 
 
-FUSION = Fusion(op="moe_ffn", roots=("mix_experts",), match=match)
+FUSION = Fusion(
+    op="moe_ffn",
+    roots=("mix_experts",),
+    match=match,
+    fires_on=("pythia-test/top_k", "mixtral-test"),
+)

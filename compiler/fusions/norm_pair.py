@@ -77,4 +77,4 @@ def _form(norm: Record) -> tuple[Any, ...]:
     return norm.op, norm.attrs.get("eps"), tuple(norm.params), block_of(norm.path)
 
 
-FUSION = Fusion(op="norm_pair", norms=True, match=match)
+FUSION = Fusion(op="norm_pair", norms=True, match=match, fires_on=("pythia-test",))

@@ -80,4 +80,6 @@ def _name(paths: list[str]) -> str:
     return ".".join([*front, middle, *parts[0][1:]])
 
 
-FUSION = Fusion(op="packed_linear", roots=("linear",), match=match)
+FUSION = Fusion(
+    op="packed_linear", roots=("linear",), match=match, fires_on=("pythia-test", "beit3-test")
+)

@@ -107,4 +107,10 @@ def match(graph: LayerGraph, root: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="rotate_heads", roots=("rotary",), norms=True, match=match)
+FUSION = Fusion(
+    op="rotate_heads",
+    roots=("rotary",),
+    norms=True,
+    match=match,
+    fires_on=("pythia-test", "mixtral-test"),
+)

@@ -87,4 +87,6 @@ def match(graph: LayerGraph, weights: Record) -> Match | None:
     )
 
 
-FUSION = Fusion(op="token_weights", roots=("depth_weights",), match=match)
+FUSION = Fusion(
+    op="token_weights", roots=("depth_weights",), match=match, fires_on=("mudd-pythia-test",)
+)

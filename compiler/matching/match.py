@@ -39,10 +39,14 @@ class Match:
 class Fusion:
     """A fused op's place in graphs. `match` is asked for every node whose op is in `roots`, and for
     every norm where `norms` says so.
+
+    fires_on: small models that tests see it in, each `ENTRY` of the zoo, `ENTRY+WIRING` for one
+    with another wiring, or `ENTRY/ROUTE` for one with experts in all of its parts.
     """
 
     op: str
     match: Callable[[LayerGraph, Record], Match | None]
+    fires_on: tuple[str, ...]
     roots: tuple[str, ...] = ()
     norms: bool = False
 

@@ -7,6 +7,8 @@ over the passes, the fusions and the kernels that there are, so a new one is tes
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 from typing import Any
 
@@ -35,13 +37,14 @@ from multiway.compiler.assemble.build import program_names
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
 from multiway.compiler.graph.op import Sample
 from multiway.compiler.graph.rewrite import Tally
+from multiway.compiler.graph.types import Tensor
 from multiway.compiler.graph.verify import VerificationError, verify
 from multiway.compiler.lowering.check import corresponds
 from multiway.compiler.lowering.dispatch import fast
 from multiway.compiler.matching import match as fusion_module
-from multiway.compiler.matching.match import Match, fuse, fusions
+from multiway.compiler.matching.match import Fusion, Match, fuse, fusions
 from multiway.compiler.passes.plan_memory import saved_bytes
-from multiway.compiler.pipeline import PIPELINE, Options, Pass
+from multiway.compiler.pipeline import PIPELINE, Options, Pass, Stage
 from multiway.compiler.pipeline import run as run_pipeline
 from multiway.runtime.kernels import kernels
 from multiway.runtime.kernels.linear import packed_linear
@@ -142,46 +145,42 @@ def test_decoding_is_the_forward_program() -> None:
 # Every pass: fires, leaves alone, refuses
 
 
-# They make no nodes.
-ONLY_CHANGES = ("share_common", "drop_dead", "lay_out_history", "plan_memory", "pack_weights")
-FIRES = {
-    "sink_segments": ("beit3-test", "forward", {"head": "vqa"}),
-    "fold_norms": ("pythia-test", "forward", {"mode": "inference"}),
-    "share_common": ("pythia-test", "forward", {"mode": "inference"}),
-    "drop_dead": ("beit3-test", "forward", {"head": "vqa"}),
-    "group_experts": ("mixtral-test", "forward", {}),
-    "fuse_mix": ("mudd-pythia-test", "forward", {}),
-    "lay_out_history": ("mudd-pythia-test", "forward", {}),
-    "fuse_lanes": ("pythia-test+mhc", "forward", {}),
-    "fuse_norms": ("pythia-test", "forward", {}),
-    "fuse_projections": ("pythia-test", "forward", {}),
-    "fuse_attention": ("pythia-test", "decode", {}),
-    "fuse_residual": ("pythia-test", "forward", {}),
-    "fuse_loss": ("pythia-test", "loss", {}),
-    "plan_memory": ("pythia-test", "loss", {"memory_budget": 0, "sizes": {"B": 2, "T": 8}}),
-    "fuse_activations": ("pythia-test", "forward", {}),
-    "pack_weights": ("pythia-test", "forward", {"mode": "inference"}),
-}
+@functools.cache
+def firing(name: str) -> tuple[mw.Spec, str, Mappings]:
+    """A spec, a program of it and options with which a pass fires, found where it says it does."""
+    (each,) = (one for one in PIPELINE if one.name == name)
+    models = each.fires_on or tuple(m for op in each.fuses for m in fusions()[op].fires_on)
+    modes = (each.only,) if each.only else ("train", "inference")
+    for model, mode in itertools.product(models, modes):
+        options = {"mode": mode, "memory_budget": 0, "sizes": {"B": 2, "T": 8}}
+        for spec in (member(model).for_head(head) for head in member(model).heads):
+            for program in program_names(spec):
+                if any(s.name == name and s.tally.fired for s in staged(spec, program, **options)):
+                    return spec, program, options
+    raise AssertionError(f"{name} fires on none of {models}")
+
+
+def staged(spec: mw.Spec, program: str, **options: Any) -> list[Stage]:
+    return run_pipeline(mw.build(spec, program=program), Options(**options))
 
 
 @pytest.mark.parametrize("each", PIPELINE, ids=NAMES)
 def test_a_pass_fires_and_marks_what_it_made(each: Pass) -> None:
-    name, program, options = FIRES[each.name]
-    found = stages(name, program, **options)[each.name]
-    assert found.tally.fired
-    marked = [r.path for r in found.graph if each.name in r.passes]
-    if each.name not in ONLY_CHANGES:
-        assert marked
-    without = stages(name, program, **options, without=[each.name])
-    assert each.name not in without
+    spec, program, options = firing(each.name)
+    found = staged(spec, program, **options)
+    at = [stage.name for stage in found].index(each.name)
+    before = {record.path: record.op for record in found[at - 1].graph}
+    for record in found[at].graph:
+        if before.get(record.path) != record.op:
+            assert each.name in record.passes, record.path
+    without = staged(spec, program, **options, without=[each.name])
+    assert each.name not in [stage.name for stage in without]
 
 
 @pytest.mark.parametrize("each", PIPELINE, ids=NAMES)
 def test_a_pass_leaves_alone_what_it_does_not_know(each: Pass) -> None:
     graph = LayerGraph(name="forward", params={})
-    (x,) = graph.add(
-        Record(path="inputs.x", op="input", outputs=(mw.compiler.types.Tensor((2, 3, 4)),)), {}
-    )
+    (x,) = graph.add(Record(path="inputs.x", op="input", outputs=(Tensor((2, 3, 4)),)), {})
     (y,) = graph.add(Record(path="blocks.0.y", op="activation", attrs={"kind": "relu"}), {"x": x})
     graph.add(Record(path="outputs", op="output"), {"y": y})
     assert each.apply(graph, Tally(), Options()) is graph
@@ -209,31 +208,30 @@ def test_an_inner_value_with_another_reader_is_not_fused() -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("each", fusions().values(), ids=lambda f: f.op)
-def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(each: Any) -> None:
-    fired = 0
-    program = "loss"
-    names = ("mudd-pythia-test", "pythia-test", "pythia-test+mhc", "pythia-test+attnres")
-    for name in (*names, "prenorm", "pythia-test/top_k", "beit3-test"):
-        spec = member(name)
-        spec = spec.for_head("vqa" if "vqa" in spec.heads else None)
-        built = mw.build(spec, program=program)
-        stages = run_pipeline(built, Options())
-        graph = stages[[stage.name for stage in stages].index(PASS_OF[each.op]) - 1].graph
-        matches = [m for r in graph if each.starts_at(r) and (m := each.match(graph, r))]
-        tally = Tally()
-        fuse(graph, each, tally, PASS_OF[each.op])
-        fired += len(tally.fired)
-        for match in matches[:1]:
-            inner = {Value(path) for path in match.nodes if path in built} - set(match.outputs)
-            taps = sorted(value.path for value in inner)
-            reference, fused = pair(spec, taps=taps)
-            given = random_inputs(built, sizes_for(built))
-            found = [outputs(model, program, given) for model in (fused, reference)]
-            assert len(found[0]) == len(built.sources("outputs")) + len(taps)
-            for a, b in zip(*found, strict=True):
-                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
-    assert fired
+@pytest.mark.parametrize(
+    ("each", "name"),
+    [pytest.param(f, n, id=f"{f.op}-{n}") for f in fusions().values() for n in f.fires_on],
+)
+def test_a_fusion_fires_and_an_inner_value_that_is_tapped_is_still_put_out(
+    each: Fusion, name: str
+) -> None:
+    program, spec = "loss", member(name)
+    spec = spec.for_head("vqa" if "vqa" in spec.heads else None)
+    built = mw.build(spec, program=program)
+    found = staged(spec, program)
+    graph = found[[stage.name for stage in found].index(PASS_OF[each.op]) - 1].graph
+    tally = Tally()
+    fuse(graph, each, tally, PASS_OF[each.op])
+    assert tally.fired
+    match = next(m for r in graph if each.starts_at(r) and (m := each.match(graph, r)))
+    inner = {Value(path) for path in match.nodes if path in built} - set(match.outputs)
+    taps = sorted(value.path for value in inner)
+    reference, fused = pair(spec, taps=taps)
+    given = random_inputs(built, sizes_for(built))
+    values = [outputs(model, program, given) for model in (fused, reference)]
+    assert len(values[0]) == len(built.sources("outputs")) + len(taps)
+    for a, b in zip(*values, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
 def test_norms_are_not_folded_into_a_tied_table() -> None:
@@ -361,9 +359,7 @@ def test_approximations_run_where_a_model_allows_them(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("each", EXACT, ids=[p.name for p in EXACT])
 def test_an_exact_pass_changes_no_bit(each: Pass) -> None:
-    name, program, options = FIRES[each.name]
-    options = dict(options)
-    spec = member(name).for_head(options.pop("head", None))
+    spec, program, options = firing(each.name)
     graph = mw.build(spec, program=program)
     given = random_inputs(graph, sizes_for(graph), dtype=torch.float32)
     results = []
@@ -417,13 +413,14 @@ def test_own_passes_are_checked() -> None:
 
 
 def test_passes_are_declared() -> None:
-    assert len(set(NAMES)) == len(NAMES) == len(FIRES)
+    assert len(set(NAMES)) == len(NAMES)
     assert set(PASS_OF) == set(fusions())  # every fusion stands in one pass
     assert len(PASS_OF) == sum(len(each.fuses) for each in PIPELINE)
     for each in PIPELINE:
         assert each.does and each.numerics in ("exact", "rounding", "approx")
+        assert bool(each.fires_on) != bool(each.fuses)
     for name, each in fusions().items():
-        assert OPS[name].composed and (each.roots or each.norms)
+        assert OPS[name].composed and (each.roots or each.norms) and each.fires_on
 
 
 # Kernels
