@@ -134,26 +134,31 @@ class Op:
         self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
     ) -> tuple[Type, ...]:
         """Output types for argument types (inputs and parameters). Raises ShapeError."""
-        given = tuple(
-            (name, value if isinstance(value, Type) else tuple(value))
-            for name, value in arguments.items()
-        )
-        letters = tuple(self.letters(attrs).items())
-        return _types(self.signature, self.derive, given, letters)
+        return self._inferred(arguments, attrs)[0]
 
     def sizes(
         self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
     ) -> dict[str, Any]:
-        """What every letter of the signature stands for."""
-        return infer(self.parsed, arguments, self.letters(attrs), self.derive)[1].letters
+        """What every letter of the signature stands for. Raises ShapeError."""
+        return dict(self._inferred(arguments, attrs)[1])
+
+    def _inferred(
+        self, arguments: Mapping[str, Type | Sequence[Type]], attrs: Mapping[str, Any]
+    ) -> tuple[tuple[Type, ...], Mapping[str, Any]]:
+        given = tuple(
+            (name, value if isinstance(value, Type) else tuple(value))
+            for name, value in arguments.items()
+        )
+        return _inferred(self.signature, self.derive, given, tuple(self.letters(attrs).items()))
 
 
 @functools.lru_cache(maxsize=8192)
-def _types(
+def _inferred(
     signature: str,
     derive: Callable[[dict[str, Any]], dict[str, Any]] | None,
     arguments: tuple[tuple[str, Any], ...],
     letters: tuple[tuple[str, Any], ...],
-) -> tuple[Type, ...]:
-    """Inferred types; blocks of one layout ask the same again and again."""
-    return infer(parse_signature(signature), dict(arguments), dict(letters), derive)[0]
+) -> tuple[tuple[Type, ...], Mapping[str, Any]]:
+    """Output types and letters; blocks of one layout ask the same again and again."""
+    types, binding = infer(parse_signature(signature), dict(arguments), dict(letters), derive)
+    return types, binding.letters

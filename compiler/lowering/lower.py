@@ -30,7 +30,7 @@ from multiway.compiler.graph.layer_graph import (
 from multiway.compiler.graph.order import Step, steps
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.codegen import read_together
-from multiway.compiler.lowering.dispatch import callee
+from multiway.compiler.lowering.dispatch import callee, widths_of
 from multiway.runtime.parameters.derived import Folded, Recipe
 from multiway.runtime.parameters.packed import Buffer, Packing
 from multiway.runtime.training.recompute import recompute
@@ -93,8 +93,10 @@ class _Scope:
         count = next((i for i, name in enumerate(names) if name not in arguments), len(names))
         args = tuple(arguments[name] for name in names[:count])
         kwargs = {name: arguments[name] for name in names[count:] if name in arguments}
-        packed = record.path in self.source.packed
-        function = callee(op.name, packed=packed) if self.kernels else op.public
+        function = op.public
+        if self.kernels:
+            packed, widths = record.path in self.source.packed, widths_of(self.source, record)
+            function = callee(op, record.attrs, widths, packed=packed)
         node = self.fx.create_node(
             "call_function", function, args, {**kwargs, **record.attrs}, self.name(record.path)
         )

@@ -17,6 +17,7 @@ from multiway.compiler.analysis.costs import (
 from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph, Record, block_of
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.types import History, Sizes, Tensor, Type, number
+from multiway.compiler.lowering.dispatch import misfit, widths_of
 from multiway.compiler.pipeline import Stage
 
 
@@ -84,7 +85,8 @@ def wiring(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, int]:
 
 def kernel_use(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """For each op: how many of its nodes a kernel takes (`kernel`), how many run as their reference
-    because there is no kernel (`reference`), or because the kernel refuses (its reason).
+    because there is no kernel (`reference`), or because the kernel does not fit them or does not
+    take their calls (its reason).
     """
     from multiway.runtime.kernels import kernels
 
@@ -98,7 +100,8 @@ def kernel_use(graph: LayerGraph, sizes: Mapping[str, int]) -> dict[str, dict[st
             types = graph.argument_types(record, graph.arguments(record.path))
             key = (record.op, str(types), str(record.attrs))
             if key not in answers:
-                answers[key] = _asked(record, types, sizes)
+                reason = misfit(registry()[record.op], record.attrs, widths_of(graph, record))
+                answers[key] = reason or _asked(record, types, sizes)
             answer = answers[key]
         found.setdefault(record.op, Counter())[answer] += 1
     return {op: dict(counter) for op, counter in sorted(found.items())}
@@ -109,7 +112,8 @@ def _asked(record: Record, types: Mapping[str, Any], sizes: Mapping[str, int]) -
     from multiway.runtime.kernels import kernels
 
     given = {name: _stand_in(kind, sizes) for name, kind in types.items()}
-    return kernels()[record.op].refuses(**given, **record.attrs) or "kernel"
+    takes = kernels()[record.op].takes
+    return (takes and takes(**given, **record.attrs)) or "kernel"
 
 
 def _stand_in(kind: Type | Sequence[Type], sizes: Mapping[str, int]) -> Any:

@@ -92,21 +92,20 @@ def _takes_both() -> bool:
     return torch.allclose(found, compute(ramp, ramp, ramp, combined), atol=1e-6)
 
 
-def _refuses(
+def _takes(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool
 ) -> str | None:
-    if autocasts(query):
-        return None  # which brings all three to one type
-    if not query.dtype == key.dtype == value.dtype:
-        return f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}"
-    return None
+    if query.dtype == key.dtype == value.dtype or autocasts(query):
+        return None  # autocast brings all three to one type
+    return f"query, key and value are {query.dtype}, {key.dtype} and {value.dtype}"
 
 
 KERNELS = [
     Kernel(
         op="attention",
         run=attention,
-        refuses=_refuses,
+        takes=_takes,
+        traces=_takes,
         doc="torch's scaled_dot_product_attention, or causal in C; neither holds a score matrix",
         portable=True,
     )

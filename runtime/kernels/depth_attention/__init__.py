@@ -8,17 +8,18 @@ torch's operators (plain.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from multiway.runtime.kernels.depth_attention import op
-from multiway.runtime.kernels.depth_attention.compiled import NORMS
 from multiway.runtime.kernels.depth_attention.history import attend
 from multiway.runtime.kernels.depth_attention.plan import Plan, wide_type
-from multiway.runtime.kernels.kernel import Kernel, traced
-from multiway.runtime.kernels.mix import History, refused
+from multiway.runtime.kernels.kernel import Kernel, Widths, traced
+from multiway.runtime.kernels.mix import MISSHAPEN, History, unlike
+from multiway.runtime.kernels.native.calls import NORMS
 
 __all__ = ["KERNELS", "depth_attention"]
 
@@ -61,7 +62,14 @@ def depth_attention(
     return tuple(op.depth_attention_op(*tensors, *settings))
 
 
-def _refuses(
+def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
+    norm = attrs["norm"]
+    if norm not in NORMS or (attrs["normed"] and not norm):
+        return f"{norm}: no kernel for this norm"
+    return None if widths.get("D", 1) else "rows without elements"
+
+
+def _takes(
     history: Sequence[Tensor],
     query: Tensor,
     weight: Tensor | None = None,
@@ -69,32 +77,38 @@ def _refuses(
     biases: Sequence[Tensor] = (),
     *,
     groups: int,
-    eps: float,
-    norm: str,
-    norm_eps: float,
     normed: int,
-    raw: int,
+    **_: Any,
 ) -> str | None:
-    """Why a call cannot be taken, or None."""
     gains, biases = gains or (), biases or ()
-    vectors = [query, *gains, *biases, *([] if weight is None else [weight])]
-    reason = refused(history, vectors)
+    vectors = (query, *gains, *biases, *(() if weight is None else (weight,)))
+    reason = unlike(history, vectors, shapes=True)
     if reason is not None:
         return reason
-    if norm not in NORMS or (normed and not norm):
-        return f"{norm}: no kernel for this norm"
-    width = history[0].shape[-1]
-    counts = {len(gains), len(biases)} <= {0, normed}
-    if not counts or any(x.shape != (width,) for x in vectors) or width % groups:
-        return "shapes that do not fit"
-    return None
+    size = history[0].shape[-1:]
+    fits = {len(gains), len(biases)} <= {0, normed} and not size[0] % groups
+    return None if fits and all(x.shape == size for x in vectors) else MISSHAPEN
+
+
+def _traces(
+    history: Sequence[Tensor],
+    query: Tensor,
+    weight: Tensor | None = None,
+    gains: Sequence[Tensor] = (),
+    biases: Sequence[Tensor] = (),
+    **_: Any,
+) -> str | None:
+    others = (query, *(gains or ()), *(biases or ()))
+    return unlike(history, others if weight is None else (*others, weight))
 
 
 KERNELS = [
     Kernel(
         op="depth_attention",
         run=depth_attention,
-        refuses=_refuses,
+        fits=_fits,
+        takes=_takes,
+        traces=_traces,
         doc="Scores, softmax and sum in one reading of the history, each way.",
     ),
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.depth_attention.plan import Debt, Grads, Inputs, Maybes, Plan, State
 from multiway.runtime.kernels.native.calls import (
+    NORMS,
     SUFFIX,
     addresses,
     lay_out,
@@ -19,7 +20,6 @@ from multiway.runtime.kernels.native.calls import (
     threads,
 )
 
-NORMS = ("", "layer_norm", "rms_norm")  # numbered as in depth_attention.c
 WRITE, ADD = range(2)
 BATCH = 4  # as in depth_attention.c
 

@@ -13,7 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NO_NORM, LAYER_NORM, RMS_NORM };
+#include "norm_kinds.h"
+
 enum { WRITE, ADD };       /* what to do with the gradient of a source */
 enum { BATCH = 4 };        /* sources at a time */
 enum { BLOCK = 8 };        /* most tokens at a time */

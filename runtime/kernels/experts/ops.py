@@ -96,7 +96,7 @@ def _shaped(y: Tensor, x: Tensor) -> Tensor:
     return y.view(*x.shape[:-1], y.shape[-1])
 
 
-def _refuses(x: Tensor, gates: Tensor, *_: Any, most: int, **__: Any) -> str | None:
+def _takes(x: Tensor, gates: Tensor, *_: Any, most: int, **__: Any) -> str | None:
     if autocasts(x):
         return "autocast chooses the types of products"
     if most == 0 and is_static(gates):
@@ -104,7 +104,7 @@ def _refuses(x: Tensor, gates: Tensor, *_: Any, most: int, **__: Any) -> str | N
     return None
 
 
-def _refuses_affine(x: Tensor, *_: Any, **__: Any) -> str | None:
+def _takes_affine(x: Tensor, *_: Any, **__: Any) -> str | None:
     return "autocast chooses the types of products" if autocasts(x) else None
 
 
@@ -112,21 +112,24 @@ KERNELS = [
     Kernel(
         op="moe_linear",
         run=moe_linear,
-        refuses=_refuses,
+        takes=_takes,
+        traces=_takes,
         doc="a linear of experts for the tokens that go to each",
         portable=True,
     ),
     Kernel(
         op="moe_ffn",
         run=moe_ffn,
-        refuses=_refuses,
+        takes=_takes,
+        traces=_takes,
         doc="a feed-forward part of experts for the tokens that go to each",
         portable=True,
     ),
     Kernel(
         op="moe_affine",
         run=moe_affine,
-        refuses=_refuses_affine,
+        takes=_takes_affine,
+        traces=_takes_affine,
         doc="one gain and shift for a token, summed over its experts",
         portable=True,
     ),

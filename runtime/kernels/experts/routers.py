@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.experts import routers_compiled
 from multiway.runtime.kernels.experts.routers_compiled import Plan
-from multiway.runtime.kernels.kernel import Kernel, traced
+from multiway.runtime.kernels.kernel import Kernel, Widths, traced
 from multiway.runtime.kernels.native.calls import addressable
 
 
@@ -108,25 +109,30 @@ class _Statistics(torch.autograd.Function):
         return None, None, of_logits, None, None
 
 
-def _refusal(x: Tensor, *others: Tensor | None) -> str | None:
-    if traced():
-        return "what follows the operators is to see torch's"
+def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
+    experts = widths.get("X", 1)
+    if not 0 < experts <= routers_compiled.WIDEST:
+        return f"there are {experts} experts"
+    if attrs["score"] not in routers_compiled.SCORES:
+        return f"scores by {attrs['score']}"
+    return "groups of experts" if attrs.get("groups", 0) > 1 else None
+
+
+def _takes(x: Tensor, *others: Tensor | None) -> str | None:
     if not x.is_cpu:
         return f"it is on {x.device.type}"
     if not addressable(x, *others):
         return f"types are not all float32 or float64: {x.dtype}"
-    if not 0 < x.shape[-1] <= routers_compiled.WIDEST:
-        return f"there are {x.shape[-1]} experts"
+    if traced():
+        return "what follows the operators is to see torch's"
     return native.refused("routers")
 
 
-def _refuses_gates(
-    logits: Tensor, bias: Tensor | None = None, *, groups: int, **_: Any
-) -> str | None:
-    return "groups of experts" if groups > 1 else _refusal(logits, bias)
+def _takes_gates(logits: Tensor, bias: Tensor | None = None, **_: Any) -> str | None:
+    return _takes(logits, bias)
 
 
-def _refuses_statistics(
+def _takes_statistics(
     gates: Tensor,
     logits: Tensor | None = None,
     wanted: Tensor | None = None,
@@ -136,20 +142,22 @@ def _refuses_statistics(
 ) -> str | None:
     if logits is None:
         return "there are no logits"
-    return _refusal(gates, logits, wanted)
+    return _takes(gates, logits, wanted)
 
 
 KERNELS = [
     Kernel(
         op="top_k_gates",
         run=top_k_gates,
-        refuses=_refuses_gates,
+        fits=_fits,
+        takes=_takes_gates,
         doc="scores, choice and gates of a token in one pass of C",
     ),
     Kernel(
         op="router_statistics",
         run=router_statistics,
-        refuses=_refuses_statistics,
+        fits=_fits,
+        takes=_takes_statistics,
         doc="all sums over tokens in one pass of C",
     ),
 ]

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import Kernel, autocasts
+from multiway.runtime.kernels.kernel import Kernel, Widths, autocasts
 from multiway.runtime.kernels.lanes import op
-from multiway.runtime.kernels.lanes.plan import NORMS, WEIGHTS, Inputs, Plan
+from multiway.runtime.kernels.lanes.plan import WEIGHTS, Inputs, Plan
+from multiway.runtime.kernels.native.calls import NORMS
 
 __all__ = ["KERNELS", "fused_lanes"]
 
 _ATTRIBUTES = tuple(Plan.__dataclass_fields__)
+_TENSORS = tuple(Inputs.__dataclass_fields__)
 
 
 def fused_lanes(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -30,19 +33,25 @@ def fused_lanes(*args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
 def _parted(*args: Any, **kwargs: Any) -> tuple[Inputs, Plan]:
     """The tensors and the attributes of a call."""
     plan = Plan(**{name: kwargs.pop(name) for name in _ATTRIBUTES})
-    given = {**dict(zip(Inputs.__dataclass_fields__, args, strict=False)), **kwargs}
+    given = {**dict(zip(_TENSORS, args, strict=False)), **kwargs}
     return Inputs(**{name: value for name, value in given.items() if value is not None}), plan
 
 
-def _refuses(*args: Any, **kwargs: Any) -> str | None:
-    inputs, plan = _parted(*args, **kwargs)
-    lanes = inputs.lanes
+def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
+    weights, norm = attrs["weights"], attrs["norm"]
+    if weights not in WEIGHTS or norm not in NORMS:
+        return f"{weights}, {norm}: no kernel for these"
+    return None
+
+
+def _takes(lanes: Tensor, *others: Any, **named: Any) -> str | None:
     if autocasts(lanes):
         return "autocast: products are to run in its type"
-    if plan.weights not in WEIGHTS or plan.norm not in NORMS:
-        return f"{plan.weights}, {plan.norm}: no kernel for these"
-    if any(x is not None and x.dtype != lanes.dtype for x in inputs.tensors):
-        return "tensors of unlike types"
+    dtype = lanes.dtype
+    for each in (*others, *(named[name] for name in _TENSORS if name in named)):
+        for x in each if isinstance(each, (list, tuple)) else (each,):
+            if x is not None and x.dtype is not dtype:
+                return "tensors of unlike types"
     return None
 
 
@@ -50,7 +59,9 @@ KERNELS = [
     Kernel(
         op="fused_lanes",
         run=fused_lanes,
-        refuses=_refuses,
+        fits=_fits,
+        takes=_takes,
+        traces=_takes,
         doc="Lanes are read once and written once between two sublayers, in C where there is C.",
         portable=True,
     )

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.lanes.plan import NORMS, WEIGHTS, Inputs, Plan, columns
-from multiway.runtime.kernels.native.calls import SUFFIX, addressable, sum_apart, threads
+from multiway.runtime.kernels.lanes.plan import WEIGHTS, Inputs, Plan, columns
+from multiway.runtime.kernels.native.calls import NORMS, SUFFIX, addressable, sum_apart, threads
 
 BLOCK, MOST_LANES, MOST_NORMS = 16, 8, 4
 ENDS = ("", "lanes", "pieces")

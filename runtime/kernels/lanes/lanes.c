@@ -12,11 +12,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "norm_kinds.h"
+
 enum { TOKENS = 16, MOST_LANES = 8, MOST_NORMS = 4 };
 enum { SPREAD = 8 }; /* rows that share a reading of the matrix, in backward */
 enum { FLUSH = 4 }; /* blocks summed in the working type before they go to the double sums */
 enum { NO_SITE, GIVEN, SUM, TANH, GATES };
-enum { NO_NORM, LAYER_NORM, RMS_NORM };
 enum { NO_END, LANES_END, PIECES_END };
 enum { MATRIX, SHIFT, SCALE, STATIC, GAINS, OFFSETS, MIX, WRITE, READ, SUMS }; /* parts of sums */
 

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 WEIGHTS = ("", "given", "sum", "tanh", "gates")  # numbered as in lanes.c
-NORMS = ("", "layer_norm", "rms_norm")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ In bfloat16, on another processor, 788 x 3072 with a layer norm 1.06 and 0.73, i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,13 +21,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.kernel import Kernel, autocasts
+from multiway.runtime.kernels.kernel import Kernel, Widths, autocasts
 from multiway.runtime.kernels.linear import prepacked
 from multiway.runtime.kernels.native.calls import alike
 from multiway.runtime.kernels.rows import gelu_compiled
 from multiway.runtime.kernels.rows.gelu_compiled import Plan
 
 FEWEST = 1 << 17  # numbers in the result: below, a function of our own costs more than it saves
+_SMALL = f"the result has fewer than {FEWEST} numbers"
 
 
 def linear_activation(
@@ -101,7 +103,11 @@ class _LinearActivation(torch.autograd.Function):
         return None, of_x, of_weight, *rest
 
 
-def _refuses(
+def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
+    return None if attrs["kind"] == "gelu" else f"activation {attrs['kind']}"
+
+
+def _takes(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
@@ -112,16 +118,12 @@ def _refuses(
     norm: str,
     eps: float,
 ) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiler fuses the activation itself"
-    if kind != "gelu":
-        return f"activation {kind}"
     if not norm and (gain is not None or shift is not None):
         return "a gain without a norm"
-    if autocasts(x):
-        return "autocast decides the types of products"
     reason = _not_in_c(x, weight, bias, gain, shift, norm=norm)
-    return None if reason and prepacked.serves(x, [weight]) else reason
+    if reason is not None and not prepacked.serves(x, (weight,)):
+        return reason
+    return "autocast decides the types of products" if autocasts(x) else None
 
 
 def _not_in_c(
@@ -133,12 +135,12 @@ def _not_in_c(
     *,
     norm: str,
 ) -> str | None:
+    if x.numel() // x.shape[-1] * weight.shape[0] < FEWEST:
+        return _SMALL
     if not x.is_cpu:
         return f"x is on {x.device.type}"
     if x.dtype not in (gelu_compiled.TYPES if norm else (torch.float32,)):
         return f"x is {x.dtype}"
-    if x.numel() // x.shape[-1] * weight.shape[0] < FEWEST:
-        return f"x is small: {list(x.shape)}"
     if weight.shape[0] > gelu_compiled.WIDEST:
         return f"the result is wide: {weight.shape[0]}"
     if not alike(x, weight, bias, gain, shift):
@@ -150,7 +152,8 @@ KERNELS = [
     Kernel(
         op="linear_activation",
         run=linear_activation,
-        refuses=_refuses,
+        fits=_fits,
+        takes=_takes,
         doc="gelu, and the norm behind it, in one pass of C over the product",
     )
 ]

@@ -131,19 +131,17 @@ def _sums_of_rows(rows: Tensor, needed: Sequence[bool]) -> list[Tensor | None]:
     ]
 
 
-def refuses(
+def _takes(
     residual: Tensor,
     xs: Sequence[Tensor],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor] = (),
 ) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiler fuses the additions itself"
     if autocasts(residual):
         return "autocast decides the types of products"
-    if residual.dtype.itemsize < 4 and not _served(xs, weights):
-        return f"{residual.dtype}: sums of several products are rounded between them"
     dtype = residual.dtype
+    if dtype.itemsize < 4 and not _served(xs, weights):
+        return f"{dtype}: sums of several products are rounded between them"
     for x in (*xs, *weights):
         if x.dtype is not dtype:
             return "types differ"
@@ -154,7 +152,7 @@ KERNELS = [
     Kernel(
         op="linear_sum",
         run=linear_sum,
-        refuses=refuses,
+        takes=_takes,
         doc="products that add to the residual where they stand, without passes of their own",
     )
 ]

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from multiway.runtime.kernels.kernel import Kernel, autocasts
+from multiway.runtime.kernels.kernel import Kernel, anything, autocasts
 from multiway.runtime.kernels.linear import prepacked
 
 MANY_TOKENS = 1_024
@@ -152,17 +152,11 @@ class _Summed(torch.autograd.Function):
         return x_grad, None, *of_weights, *of_biases
 
 
-def _refuses(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor] | None = None
-) -> str | None:
-    return None
-
-
 KERNELS = [
     Kernel(
         op="packed_linear",
         run=packed_linear,
-        refuses=_refuses,
+        traces=anything,
         doc="one product over weights that lie together; else one gradient of x for all products",
         portable=True,
     )

@@ -26,6 +26,7 @@ of the weight once: with less than about 200 rows that, not the products, sets t
 8 MiB 1.31, 16 MiB 1.11, 32 MiB 1.15, 64 MiB 1.08, 128 MiB 0.99: what it gains is memory."""
 CHUNK_BYTES_ELSEWHERE = 512 << 20
 SMALL_LOGITS_BYTES = 8 << 20  # as many as that may as well exist
+_SMALL = f"the logits have {SMALL_LOGITS_BYTES >> 20} MiB or less"
 
 
 def linear_cross_entropy(
@@ -229,12 +230,18 @@ def _backward(ctx: Any, of_loss: Tensor | None, *_: Tensor | None) -> tuple[Any,
 _linear_cross_entropy.register_autograd(_backward, setup_context=_setup)
 
 
-def _refuses(
+def _takes(
     x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None, *, smoothing: float
 ) -> str | None:
-    size = math.prod(labels.shape) * weight.shape[0] * max(4, x.dtype.itemsize)
+    size = labels.numel() * weight.shape[0] * max(4, x.dtype.itemsize)
     if size <= SMALL_LOGITS_BYTES:
-        return f"the logits are small: {size} bytes"
+        return _SMALL
+    return _traces(x, labels, weight, bias, smoothing=smoothing)
+
+
+def _traces(
+    x: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None = None, *, smoothing: float
+) -> str | None:
     if autocasts(x):
         return None
     if x.dtype != weight.dtype or (bias is not None and bias.dtype != x.dtype):
@@ -246,7 +253,8 @@ KERNELS = [
     Kernel(
         op="linear_cross_entropy",
         run=linear_cross_entropy,
-        refuses=_refuses,
+        takes=_takes,
+        traces=_traces,
         doc="vocabulary product and loss in chunks of tokens, gradients in the forward pass",
     )
 ]

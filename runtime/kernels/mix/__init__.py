@@ -7,29 +7,31 @@ the C kernel (compiled.py, mix.c) or torch's operators (plain.py).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from multiway.runtime.kernels.kernel import Kernel, traced
+from multiway.runtime.kernels.kernel import Kernel, Widths, traced
 from multiway.runtime.kernels.mix import compiled, op, token_weights
 from multiway.runtime.kernels.mix.history import History
 from multiway.runtime.kernels.mix.history import append as _append
 from multiway.runtime.kernels.mix.history import mix as _mix_history
-from multiway.runtime.kernels.mix.plan import NORMS, Inputs, plan_of
+from multiway.runtime.kernels.mix.plan import Inputs, plan_of
+from multiway.runtime.kernels.native.calls import NORMS, OWN
 
 __all__ = [
     "KERNELS",
+    "MISSHAPEN",
     "History",
     "append",
     "fused_mix",
-    "kernels_refusal",
     "mix",
-    "refused",
+    "unlike",
 ]
 
+MISSHAPEN = "shapes that do not fit"
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -87,71 +89,86 @@ def _unknown(x: Tensor) -> str | None:
         return f"{x.device.type}: no kernel yet"
     if x.dtype not in FLOATS:
         return f"{str(x.dtype).removeprefix('torch.')}: no kernel for this type"
-    if not torch.compiler.is_compiling() and type(x) not in (Tensor, torch.nn.Parameter):
+    if type(x) not in OWN and not torch.compiler.is_compiling():
         return f"{type(x).__name__}: no kernel for this kind of tensor"
     return None
 
 
-def _refuses_append(
+def _takes_append(
     history: Sequence[Tensor] | None = None, x: Any = None, *, capacity: int = 0
 ) -> str | None:
     return _unknown(x)
 
 
-def _refuses_mix(history: Sequence[Tensor], weights: Tensor) -> str | None:
-    ways = range(weights.shape[-2])
-    return kernels_refusal(history, weights, norm="", eps=0.0, normed=(), raw=ways)
+def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
+    norm = attrs.get("norm", "")
+    if norm not in NORMS:
+        return f"{norm}: no kernel for this norm"
+    ways, known = (*attrs.get("normed", ()), *attrs.get("raw", ())), widths.get("C")
+    if ways and known is not None and not 0 <= min(ways) <= max(ways) < known:
+        return f"ways {min(ways)} to {max(ways)} of {known}"
+    return None if widths.get("D", 1) else "rows without elements"
 
 
-def kernels_refusal(
+def _takes(
     history: Sequence[Tensor],
     weights: Tensor,
     gains: Sequence[Tensor] = (),
     biases: Sequence[Tensor] = (),
     *,
-    norm: str,
-    eps: float,
-    normed: Sequence[int],
-    raw: Sequence[int],
+    normed: Sequence[int] = (),
+    **_: Any,
 ) -> str | None:
-    """Why fused_mix cannot take a call, or None."""
-    if norm not in NORMS:
-        return f"{norm}: no kernel for this norm"
-    reason = refused(history, (weights, *gains, *biases))
+    reason = unlike(history, (weights, *gains, *biases), shapes=True)
     if reason is not None:
         return reason
-    first, size, ways = history[0].shape, weights.shape, (*normed, *raw)
-    fits = size[-1] == len(history) and (len(size) == 2 or size[:-2] == first[:-1])
-    fits = fits and (not ways or (min(ways) >= 0 and max(ways) < size[-2]))
+    first, size = history[0].shape, weights.shape
+    if size[-1] != len(history) or (len(size) > 2 and size[:-2] != first[:-1]):
+        return MISSHAPEN
     for vectors in (gains, biases):
-        fits = fits and len(vectors) in (0, len(normed))
+        if vectors and len(vectors) != len(normed):
+            return MISSHAPEN
         for x in vectors:
-            fits = fits and x.shape == first[-1:]
-    return None if fits else "shapes that do not fit"
+            if x.shape != first[-1:]:
+                return MISSHAPEN
+    return None
 
 
-def refused(history: Sequence[Tensor], others: Sequence[Tensor]) -> str | None:
-    """Why no kernel takes a history with other tensors, which are to be of its type, or None."""
+def _traces(
+    history: Sequence[Tensor],
+    weights: Tensor,
+    gains: Sequence[Tensor] = (),
+    biases: Sequence[Tensor] = (),
+    **_: Any,
+) -> str | None:
+    return unlike(history, (weights, *gains, *biases))
+
+
+def unlike(
+    history: Sequence[Tensor], others: Sequence[Tensor], *, shapes: bool = False
+) -> str | None:
+    """Why no kernel takes a history with other tensors, which are to be of its type, or None.
+    shapes: whether all in the history are to have one shape, too; else no size is looked at.
+    """
     if not history:
         return "no sources"
     first = history[0]
     reason = _unknown(first) or _unknown(others[0])
     if reason is not None:
         return reason
-    shape, dtype, fits = first.shape, first.dtype, True
+    dtype, shape = first.dtype, first.shape if shapes else None
     for x in history:  # few calls: a mix of many hiddens pays for each
         if x.dtype is not dtype or not x.is_cpu:
-            return _unlike(first, x)
-        fits = fits and x.shape == shape
+            return _types(first, x)
+        if shape is not None and x.shape != shape:
+            return MISSHAPEN
     for x in others:
         if x.dtype is not dtype or not x.is_cpu:
-            return _unlike(first, x)
-    if not fits:
-        return "shapes that do not fit"
-    return "rows without elements" if shape[-1] == 0 else None
+            return _types(first, x)
+    return None
 
 
-def _unlike(first: Tensor, x: Tensor) -> str:
+def _types(first: Tensor, x: Tensor) -> str:
     return f"tensors of unlike types: {first.dtype} and {x.dtype}, {x.device}"
 
 
@@ -160,19 +177,24 @@ KERNELS = [
     Kernel(
         op="fused_mix",
         run=fused_mix,
-        refuses=kernels_refusal,
+        fits=_fits,
+        takes=_takes,
+        traces=_traces,
         doc="Each source is read once for all streams, which are normalised on the way out.",
     ),
     Kernel(
         op="append",
         run=append,
-        refuses=_refuses_append,
+        takes=_takes_append,
+        traces=_takes_append,
         doc="A list that lets mixes sum the gradients of a source in one buffer.",
     ),
     Kernel(
         op="mix",
         run=mix,
-        refuses=_refuses_mix,
+        fits=_fits,
+        takes=_takes,
+        traces=_traces,
         doc="fused_mix without norms: each source is read once for all streams.",
     ),
 ]

@@ -7,8 +7,9 @@ import ctypes
 import torch
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.mix.plan import NORMS, Grads, Inputs, Maybes, Plan, Wanted
+from multiway.runtime.kernels.mix.plan import Grads, Inputs, Maybes, Plan, Wanted
 from multiway.runtime.kernels.native.calls import (
+    NORMS,
     SUFFIX_WITH_HALF,
     addresses,
     laid_out,

@@ -10,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { NO_NORM, LAYER_NORM, RMS_NORM };
+#include "norm_kinds.h"
+
 enum { SKIP, WRITE, ADD }; /* what to do with the gradient of a source */
 /* Rows lie in as many places as there are sources, which is more than the processor follows by
  * itself, so those of later tokens are asked for: so many bytes on in forward, the next token's in

@@ -11,8 +11,6 @@ import torch
 Tensors = Sequence[torch.Tensor]
 Maybes = Sequence[torch.Tensor | None]
 
-NORMS = ("", "layer_norm", "rms_norm")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

@@ -8,6 +8,7 @@ bfloat16, too.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.kernel import Kernel, autocasts, traced
+from multiway.runtime.kernels.kernel import Kernel, Widths, autocasts, traced
 from multiway.runtime.kernels.mix import token_weights_compiled
 from multiway.runtime.kernels.native.calls import alike
 from multiway.runtime.kernels.rows.activations import activate
@@ -148,7 +149,11 @@ def _in_c(kind: str, rows: Tensor, *others: Tensor | None) -> bool:
     return not traced() and native.library("token_weights") is not None
 
 
-def _refuses(
+def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
+    return None if attrs["kind"] in KINDS else f"activation {attrs['kind']}"
+
+
+def _takes(
     x: Tensor,
     hidden: Tensor,
     output: Tensor,
@@ -158,10 +163,6 @@ def _refuses(
     eps: float,
     kind: str,
 ) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiler fuses the norm itself"
-    if kind not in KINDS:
-        return f"activation {kind}"
     dtype = x.dtype
     if hidden.dtype is not dtype or output.dtype is not dtype:
         return "types differ"
@@ -174,7 +175,8 @@ KERNELS = [
     Kernel(
         op="token_weights",
         run=token_weights,
-        refuses=_refuses,
+        fits=_fits,
+        takes=_takes,
         doc="the norm's scale behind the first product; with gelu one pass of C over tokens",
     )
 ]

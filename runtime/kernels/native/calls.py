@@ -14,7 +14,10 @@ SUFFIX = {torch.float32: "float", torch.float64: "double"}
 """The end of a C function's name, by the type it is compiled for."""
 SUFFIX_WITH_HALF = {**SUFFIX, torch.bfloat16: "bfloat16"}
 """The same where bfloat16 is read and written, and computed in float."""
-_OWN = (Tensor, torch.nn.Parameter)
+NORMS = ("", "layer_norm", "rms_norm")
+"""The kinds of norms, by the numbers that norm_kinds.h gives them; empty for none."""
+OWN = (Tensor, torch.nn.Parameter)
+"""The types of tensors whose memory may be looked at: torch's own."""
 ELEMENTS_PER_THREAD = 32768  # a thread more for less work than this costs more than it saves
 
 
@@ -23,7 +26,7 @@ def alike(x: Tensor, *others: Tensor | None) -> bool:
     dtype = x.dtype
     for each in (x, *others):
         if each is not None and (
-            each.dtype is not dtype or not each.is_cpu or type(each) not in _OWN
+            each.dtype is not dtype or not each.is_cpu or type(each) not in OWN
         ):
             return False
     return True

@@ -6,6 +6,7 @@ Measured (torch 2.13, 2 cores, milliseconds, torch's operators first): silu of 2
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +14,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.kernel import Kernel, Widths
 from multiway.runtime.kernels.native.calls import alike
 from multiway.runtime.kernels.rows import gated_compiled
 
 FEWEST = 1 << 15  # numbers in x: below, a function of our own costs more than it saves
+_SMALL = f"x has fewer than {FEWEST} numbers"
 
 
 def gated_activation(x: Tensor, gate: Tensor, *, kind: str) -> Tensor:
@@ -50,17 +52,17 @@ class _Gated(torch.autograd.Function):
         return None, *(each if needed else None for each, needed in wanted)
 
 
-def _refuses(x: Tensor, gate: Tensor, *, kind: str) -> str | None:
-    if torch.compiler.is_compiling():
-        return "a compiler fuses the product itself"
-    if kind not in gated_compiled.KINDS:
-        return f"activation {kind}"
+def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
+    return None if attrs["kind"] in gated_compiled.KINDS else f"activation {attrs['kind']}"
+
+
+def _takes(x: Tensor, gate: Tensor, *, kind: str) -> str | None:
+    if x.numel() < FEWEST:
+        return _SMALL
     if not x.is_cpu:
         return f"x is on {x.device.type}"
-    if x.dtype != torch.float32 or not alike(x, gate):
+    if x.dtype is not torch.float32 or not alike(x, gate):
         return f"types are not all float32: {x.dtype}"
-    if x.numel() < FEWEST:
-        return f"x is small: {list(x.shape)}"
     return native.refused("gated")
 
 
@@ -68,7 +70,8 @@ KERNELS = [
     Kernel(
         op="gated_activation",
         run=gated_activation,
-        refuses=_refuses,
+        fits=_fits,
+        takes=_takes,
         doc="silu or gelu of a gate times the other half, in one pass of C",
     )
 ]

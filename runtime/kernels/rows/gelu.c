@@ -7,7 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { NO_NORM, LAYER_NORM, RMS_NORM };
+#include "norm_kinds.h"
+
 enum { FLUSH = 32 }; /* rows summed in float before the double sums */
 
 /* gelu.py declares the same. Rows are contiguous: of bfloat16 where `half`, or else of float. */

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.native.calls import check_memory, sum_apart, threads
+from multiway.runtime.kernels.native.calls import NORMS, check_memory, sum_apart, threads
 
-NORMS = ("", "layer_norm", "rms_norm")  # numbered as in gelu.c
 WIDEST = 8192
 TYPES = (torch.float32, torch.bfloat16)
 _SUMS = ("summed", "of_gain", "of_shift")

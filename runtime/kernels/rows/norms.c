@@ -8,7 +8,8 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { LAYER_NORM, RMS_NORM };
+#include "norm_kinds.h"
+
 enum { MOST = 2, FLUSH = 32 }; /* rows summed in REAL before the double sums */
 
 /* compiled.py declares the same; strides count elements. */

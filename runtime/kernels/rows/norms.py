@@ -6,7 +6,7 @@ it takes 0.093 ms instead of 0.146, rms_norm 0.135 instead of 0.50.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from multiway.runtime.kernels import native
-from multiway.runtime.kernels.kernel import Kernel
+from multiway.runtime.kernels.kernel import Kernel, Widths
 from multiway.runtime.kernels.native.calls import SUFFIX_WITH_HALF
 from multiway.runtime.kernels.rows import norms_compiled
 from multiway.runtime.kernels.rows.norms_compiled import Plan
@@ -23,6 +23,10 @@ from multiway.runtime.kernels.rows.norms_compiled import Plan
 FEWEST_OF_ONE = 1 << 15
 FEWEST_OF_LAYER_NORM = 1 << 17
 FEWEST = 1 << 18
+_SMALL = {
+    fewest: f"x has fewer than {fewest} numbers"
+    for fewest in (FEWEST_OF_ONE, FEWEST_OF_LAYER_NORM, FEWEST)
+}
 
 
 def rms_norm(
@@ -105,48 +109,56 @@ class _Norms(torch.autograd.Function):
         return None, *norms_compiled.backward(ctx.plan, x, affine, grads)
 
 
-def _refusal(x: Tensor, fewest: int) -> str | None:
+def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
+    width = widths.get("D", 1)
+    return None if 0 < width <= norms_compiled.WIDEST else f"rows of {width} numbers"
+
+
+def _takes(x: Tensor, fewest: int) -> str | None:
     """torch's own composition is as good where there is no C, and for little to do."""
+    if x.numel() < fewest:
+        return _SMALL[fewest]
     if not x.is_cpu:
         return f"x is on {x.device.type}"
     if x.dtype not in SUFFIX_WITH_HALF:
         return f"x is {x.dtype}"
-    if x.numel() < fewest:
-        return f"x is small: {x.numel()} numbers"
     return native.refused("norms")
 
 
-def _refuses_one(x: Tensor, *_: Any, **__: Any) -> str | None:
-    return _refusal(x, FEWEST_OF_ONE)
+def _takes_rms_norm(x: Tensor, *_: Any, **__: Any) -> str | None:
+    return _takes(x, FEWEST_OF_ONE)
 
 
-def _refuses_layer_norm(x: Tensor, *_: Any, **__: Any) -> str | None:
-    if x.dtype != torch.bfloat16:
-        return f"x is {x.dtype}: torch's own takes one pass, too"
-    return _refusal(x, FEWEST_OF_LAYER_NORM)
+def _takes_layer_norm(x: Tensor, *_: Any, **__: Any) -> str | None:
+    if x.dtype is not torch.bfloat16:
+        return "torch's own takes one pass, too, but in bfloat16"
+    return _takes(x, FEWEST_OF_LAYER_NORM)
 
 
-def _refuses(x: Tensor, *_: Any, **__: Any) -> str | None:
-    return _refusal(x, FEWEST)
+def _takes_pair(x: Tensor, *_: Any, **__: Any) -> str | None:
+    return _takes(x, FEWEST)
 
 
 KERNELS = [
     Kernel(
         op="rms_norm",
         run=rms_norm,
-        refuses=_refuses_one,
+        fits=_fits,
+        takes=_takes_rms_norm,
         doc="root mean square norm in one pass of C",
     ),
     Kernel(
         op="layer_norm",
         run=layer_norm,
-        refuses=_refuses_layer_norm,
+        fits=_fits,
+        takes=_takes_layer_norm,
         doc="layer norm in bfloat16 in one pass of C",
     ),
     Kernel(
         op="norm_pair",
         run=norm_pair,
-        refuses=_refuses,
+        fits=_fits,
+        takes=_takes_pair,
         doc="two norms of one hidden in one pass of C",
     ),
 ]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.native.calls import (
+    NORMS,
     SUFFIX_WITH_HALF,
     alike,
     check_memory,
@@ -18,7 +19,6 @@ from multiway.runtime.kernels.native.calls import (
     threads,
 )
 
-NORMS = ("layer_norm", "rms_norm")  # numbered as in norms.c
 WIDEST, MOST = 8192, 2
 _NONE = (None,) * MOST
 

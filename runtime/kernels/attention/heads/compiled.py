@@ -10,6 +10,7 @@ from torch import Tensor
 
 from multiway.runtime.kernels import native
 from multiway.runtime.kernels.native.calls import (
+    NORMS,
     SUFFIX_WITH_HALF,
     addresses,
     alike,
@@ -18,7 +19,6 @@ from multiway.runtime.kernels.native.calls import (
     threads,
 )
 
-NORMS = ("", "rms_norm", "layer_norm")  # numbered as in rotate_heads.c
 WIDEST = 1024
 
 _SIZES = ("batch", "length", "heads", "width", "turned", "adjacent", "norm", "threads")

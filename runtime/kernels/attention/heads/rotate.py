@@ -29,7 +29,7 @@ def rotate_heads(
     x: [B, T, H * E], any strides; cos, sin: [B or 1, T, R] or neither, which turn the leading 2R
     channels of each head; gain, bias: [E], of the norm. norm: "rms_norm", "layer_norm" or "".
     pairs: "half" (j with j + R) or "adjacent" (2j with 2j + 1). The result lies in memory as
-    [B, T, H, E]. No gradient for cos and sin where the C kernel runs (`refuses` says so). Through
+    [B, T, H, E]. No gradient for cos and sin where the C kernel runs (it takes no others). Through
     that a second backward pass raises RuntimeError.
     """
     if not norm and cos is None:
@@ -64,7 +64,7 @@ class _Rotated(torch.autograd.Function):
         return None, of_x, None, None, of_gain, of_bias
 
 
-def _refuses(
+def _takes(
     x: Tensor,
     cos: Tensor | None = None,
     sin: Tensor | None = None,
@@ -76,16 +76,17 @@ def _refuses(
     eps: float,
     pairs: str,
 ) -> str | None:
-    if _tracked(cos, sin):
-        return "cos and sin have gradients"
-    return None
+    if cos is None or sin is None or not (cos.requires_grad or sin.requires_grad):
+        return None
+    return "cos and sin have gradients"
 
 
 KERNELS = [
     Kernel(
         op="rotate_heads",
         run=rotate_heads,
-        refuses=_refuses,
+        takes=_takes,
+        traces=_takes,
         doc="heads, their norm and their rotation in one pass of C, or in few of torch",
         portable=True,
     )

@@ -9,7 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { NO_NORM, RMS_NORM, LAYER_NORM };
+#include "norm_kinds.h"
 
 /* compiled.py declares the same; strides count elements. */
 struct call {

@@ -160,9 +160,9 @@ def test_rotate_heads_compiles() -> None:
     torch.testing.assert_close(compiled_heads(*inputs, **attributes), truth)
 
 
-def test_rotate_heads_refuses_tables_with_gradients() -> None:
+def test_rotate_heads_takes_no_tables_with_gradients() -> None:
     x, cos, sin = draw(2, 3, 8), *angles(1, 3, 2, torch.float64)
     attributes = {"heads": 2, "norm": "", "eps": 0.0, "pairs": "half"}
-    refuses = kernels()["rotate_heads"].refuses
-    assert refuses(x, cos, sin, **attributes) is None
-    assert refuses(x, cos.requires_grad_(), sin, **attributes) == "cos and sin have gradients"
+    takes = kernels()["rotate_heads"].takes
+    assert takes is not None and takes(x, cos, sin, **attributes) is None
+    assert takes(x, cos.requires_grad_(), sin, **attributes) == "cos and sin have gradients"

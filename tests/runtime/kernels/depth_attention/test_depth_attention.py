@@ -193,19 +193,25 @@ def test_histories_are_shared_with_fused_mixes(path: str) -> None:
     same(grads_of(loss_of(found, 1), wanted), grads_of(loss_of(expected, 1), wanted))
 
 
-def test_what_is_refused() -> None:
-    refuses = kernels()["depth_attention"].refuses
+def test_what_it_does_not_fit() -> None:
+    fits = kernels()["depth_attention"].fits
+    assert fits(PLAN, {"D": 4}) is None
+    assert fits({**PLAN, "norm": "other"}, {}) == "other: no kernel for this norm"
+    assert fits({**PLAN, "norm": "", "normed": 1}, {}) == ": no kernel for this norm"
+    assert fits(PLAN, {"D": 0}) == "rows without elements"
+
+
+def test_what_it_does_not_take() -> None:
+    takes = kernels()["depth_attention"].takes
     hiddens, query = [torch.randn(2, 3, 4) for _ in range(3)], torch.randn(4)
-    assert refuses(hiddens, query, **PLAN) is None
+    assert takes is not None and takes(hiddens, query, **PLAN) is None
     for history, given, plan, reason in [
         ([], query, PLAN, "no sources"),
         (hiddens, query[:3], PLAN, "shapes that do not fit"),
         ([*hiddens, hiddens[0][:1]], query, PLAN, "shapes that do not fit"),
         (hiddens, query, {**PLAN, "groups": 3}, "shapes that do not fit"),
-        (hiddens, query, {**PLAN, "norm": "other"}, "other: no kernel for this norm"),
         (hiddens, query.float(), PLAN, "tensors of unlike types"),
-        ([x[..., :0] for x in hiddens], query[:0], PLAN, "rows without elements"),
         ([x.to("meta") for x in hiddens], query.to("meta"), PLAN, "meta: no kernel yet"),
     ]:
-        found = refuses(history, given, **plan)
+        found = takes(history, given, **plan)
         assert found is not None and found.startswith(reason)

@@ -86,6 +86,13 @@ class Call:
         return self._bound(fast(self.op))
 
 
+def guard(op: str) -> Callable[..., str | None]:
+    """What a kernel says to a call."""
+    takes = kernels()[op].takes
+    assert takes is not None
+    return takes
+
+
 def used(*shape: int, seed: int = 0) -> Tensor:
     """Which experts each token of [B, T] goes to, MOST of X for each."""
     best = draw(*shape, X, seed=seed).topk(MOST).indices
@@ -379,10 +386,10 @@ def test_any_number_of_experts_needs_shapes_that_depend_on_data() -> None:
     call, (mask, _) = Call("moe_ffn", "gated", most=0), SITUATIONS["any number"]
     x, gates, *params = inputs_of(call, mask)
     gates = gates * mask
-    refuses = call._bound(kernels()["moe_ffn"].refuses)
-    assert refuses(x, gates, *params) is None
-    assert refuses(*[each.to("meta") for each in (x, gates, *params)]) == ANY_NUMBER
-    known = Call("moe_ffn", "gated")._bound(kernels()["moe_ffn"].refuses)
+    takes = call._bound(guard("moe_ffn"))
+    assert takes(x, gates, *params) is None
+    assert takes(*[each.to("meta") for each in (x, gates, *params)]) == ANY_NUMBER
+    known = Call("moe_ffn", "gated")._bound(guard("moe_ffn"))
     assert known(*[each.to("meta") for each in (x, gates, *params)]) is None
     compiled = torch.compile(call.fast, fullgraph=True, backend="aot_eager")
     want = results(call.reference, [x, gates, *params], mask)
@@ -393,10 +400,10 @@ def test_any_number_of_experts_needs_shapes_that_depend_on_data() -> None:
 def test_autocast_is_left_to_the_reference(op: str) -> None:
     call, mask = Call(op, "gated" if op == "moe_ffn" else ""), used(2, 5)
     x, scores, *params = inputs_of(call, mask, torch.float32)
-    refuses = call._bound(kernels()[op].refuses)
-    assert refuses(x, scores, *params) is None
+    takes = call._bound(guard(op))
+    assert takes(x, scores, *params) is None
     with torch.autocast("cpu"):
-        assert refuses(x, scores, *params) == "autocast chooses the types of products"
+        assert takes(x, scores, *params) == "autocast chooses the types of products"
         found, want = (f(x, scores * mask, *params) for f in (call.fast, call.reference))
     assert torch.equal(found, want) and found.dtype == want.dtype
 

@@ -160,20 +160,30 @@ def test_views_and_situations_of_autograd() -> None:
 
 
 def test_what_they_do_not_take() -> None:
-    gates, statistics = (kernels()[name].refuses for name in ("top_k_gates", "router_statistics"))
+    gates, statistics = (kernels()[name].takes for name in ("top_k_gates", "router_statistics"))
+    assert gates is not None and statistics is not None
     x = torch.zeros(2, 3, 4)
     plain = attributes(k=1)
     assert gates(x, **plain) is None and statistics(x, x, score="softmax") is None
-    assert gates(x, **{**plain, "groups": 2}) == "groups of experts"
     assert gates(x.bfloat16(), **plain) == "types are not all float32 or float64: torch.bfloat16"
-    assert gates(x, torch.zeros(4).double(), **plain).startswith("types are not all")
+    assert str(gates(x, torch.zeros(4).double(), **plain)).startswith("types are not all")
     assert gates(x.to("meta"), **plain) == "it is on meta"
-    assert gates(torch.zeros(1, 1025), **plain) == "there are 1025 experts"
     assert statistics(x, score="softmax") == "there are no logits"
     with native.disabled():
         assert gates(x, **plain) == "C kernels are switched off"
     with FlopCounterMode(display=False):
         assert gates(x, **plain) == "what follows the operators is to see torch's"
+
+
+def test_what_they_do_not_fit() -> None:
+    gates, statistics = (kernels()[name].fits for name in ("top_k_gates", "router_statistics"))
+    plain = attributes(k=1)
+    assert gates(plain, {"X": 1024}) is None
+    assert gates(plain, {"X": 1025}) == "there are 1025 experts"
+    assert gates({**plain, "groups": 2}, {"X": 4}) == "groups of experts"
+    assert gates({**plain, "score": "tanh"}, {"X": 4}) == "scores by tanh"
+    assert statistics({"score": "softmax"}, {"X": 4}) is None
+    assert statistics({"score": "softmax"}, {"X": 1025}) == "there are 1025 experts"
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -303,13 +303,25 @@ def test_a_second_backward_says_so() -> None:
 
 
 def test_autocast_is_left_to_the_reference() -> None:
-    refuses = kernels()["fused_lanes"].refuses
+    takes = kernels()["fused_lanes"].takes
+    assert takes is not None
     given, attrs = values("hc", (1, 3, 2, 8), dtype=torch.float32)
-    assert refuses(**given, **attrs) is None
+    assert takes(**given, **attrs) is None
     with torch.autocast("cpu"):
-        assert refuses(**given, **attrs) == "autocast: products are to run in its type"
+        assert takes(**given, **attrs) == "autocast: products are to run in its type"
     mixed = {**given, "y": given["y"].double()}
-    assert refuses(**mixed, **attrs) == "tensors of unlike types"
+    assert takes(**mixed, **attrs) == "tensors of unlike types"
+    mixed = {**given, "matrices": [x.double() for x in given["matrices"]]}
+    assert takes(**mixed, **attrs) == "tensors of unlike types"
+
+
+@pytest.mark.parametrize("name", ["weights", "norm"])
+def test_it_fits_what_it_knows(name: str) -> None:
+    fits = kernels()["fused_lanes"].fits
+    _, attrs = values("hc", (1, 3, 2, 8), dtype=torch.float32)
+    assert fits(attrs, {}) is None
+    found = fits({**attrs, name: "other"}, {})
+    assert found is not None and found.endswith(": no kernel for these") and "other" in found
 
 
 @pytest.mark.parametrize("name", ["hc", "mhc"])

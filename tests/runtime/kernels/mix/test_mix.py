@@ -179,14 +179,15 @@ def test_it_compiles_in_one_graph(path: str) -> None:
     torch.manual_seed(0)
     hiddens, weights, gains = leaves(2, 2, 6, 8), leaves(1, 2, 6, 2, 3)[0], leaves(1, 8)
 
-    refuses = kernels()["fused_mix"].refuses
+    traces = kernels()["fused_mix"].traces
+    assert traces is not None
 
     def function(hiddens: list[Tensor], weights: Tensor, gains: list[Tensor]) -> Any:
         history: Any = None
         for x in (*hiddens, hiddens[0] + hiddens[1]):
             history = append(history, x, capacity=3)
         plan = {"norm": "rms_norm", "eps": 1e-6, "normed": [0], "raw": [1]}
-        assert refuses(history, weights, gains, **plan) is None
+        assert traces(history, weights, gains, **plan) is None
         return fused_mix(history, weights, gains, **plan)
 
     whole = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
@@ -221,25 +222,37 @@ def test_it_exports() -> None:
 # --- what is refused -------------------------------------------------------------------------
 
 
-def test_what_the_kernels_refuse() -> None:
+def test_what_the_kernels_do_not_fit() -> None:
+    plan: dict[str, Any] = {"norm": "rms_norm", "eps": 0.0, "normed": [0], "raw": []}
+    fits = kernels()["fused_mix"].fits
+    assert fits(plan, {"D": 4, "C": 2, "L": 2}) is None
+    assert fits(plan, {}) is None  # of widths that are no numbers nothing is said
+    assert fits({**plan, "norm": "other"}, {}) == "other: no kernel for this norm"
+    assert fits({**plan, "raw": [2]}, {"C": 2}) == "ways 0 to 2 of 2"
+    assert fits(plan, {"D": 0}) == "rows without elements"
+    assert kernels()["mix"].fits({}, {"D": 4}) is None
+    assert kernels()["mix"].fits({}, {"D": 0}) == "rows without elements"
+
+
+def test_what_the_kernels_do_not_take() -> None:
     history = [torch.randn(1, 3, 4) for _ in range(2)]
     weights = torch.randn(2, 2)
-    refuses = kernels()["mix"].refuses
+    takes, append, fused = (kernels()[name].takes for name in ("mix", "append", "fused_mix"))
+    assert takes is not None and append is not None and fused is not None
     meta = [x.to("meta") for x in history]
-    assert refuses(history, weights) is None
-    assert refuses(meta, weights.to("meta")) == "meta: no kernel yet"
-    assert refuses([], weights) == "no sources"
-    assert refuses(history, torch.randn(2, 3)) == "shapes that do not fit"
-    assert refuses(history, torch.randn(1, 2, 2, 2)) == "shapes that do not fit"
-    assert "unlike types" in str(refuses(history, weights.float()))
-    assert refuses([x.int() for x in history], weights.int()) == "int32: no kernel for this type"
-    assert kernels()["append"].refuses(None, meta[0]) == "meta: no kernel yet"
-    fused = kernels()["fused_mix"].refuses
+    assert takes(history, weights) is None
+    assert takes(meta, weights.to("meta")) == "meta: no kernel yet"
+    assert takes([], weights) == "no sources"
+    assert takes(history, torch.randn(2, 3)) == "shapes that do not fit"
+    assert takes(history, torch.randn(1, 2, 2, 2)) == "shapes that do not fit"
+    assert takes([history[0], history[1][:, :2]], weights) == "shapes that do not fit"
+    assert "unlike types" in str(takes(history, weights.float()))
+    assert takes([x.int() for x in history], weights.int()) == "int32: no kernel for this type"
+    assert append(None, meta[0]) == "meta: no kernel yet"
     plan: dict[str, Any] = {"norm": "rms_norm", "eps": 0.0, "normed": [0], "raw": []}
     assert fused(history, weights, **plan) is None
     assert fused(history, weights, [torch.ones(5)], **plan) == "shapes that do not fit"
-    assert fused(history, weights, **{**plan, "raw": [2]}) == "shapes that do not fit"
-    assert fused(history, weights, **{**plan, "norm": "other"}) == "other: no kernel for this norm"
+    assert fused(history, weights, [torch.ones(4)] * 2, **plan) == "shapes that do not fit"
 
 
 @needs_c

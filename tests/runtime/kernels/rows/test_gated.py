@@ -137,13 +137,16 @@ def test_experts_in_one_step(
 
 
 def test_what_it_does_not_take() -> None:
-    refuses = kernels()["gated_activation"].refuses
+    kernel = kernels()["gated_activation"]
+    takes = kernel.takes
+    assert takes is not None
     x = torch.zeros(FEWEST // 8, 8)
-    assert refuses(x, x, kind="silu") is None
-    assert refuses(x, x, kind="relu") == "activation relu"
-    assert refuses(x[1:], x[1:], kind="silu") == f"x is small: [{FEWEST // 8 - 1}, 8]"
-    assert refuses(x.double(), x, kind="silu") == "types are not all float32: torch.float64"
-    assert refuses(x, x.double(), kind="silu") == "types are not all float32: torch.float32"
-    assert refuses(x.to("meta"), x, kind="silu") == "x is on meta"
+    assert takes(x, x, kind="silu") is None
+    assert kernel.fits({"kind": "relu"}, {}) == "activation relu"
+    assert kernel.fits({"kind": "gelu"}, {}) is None
+    assert takes(x[1:], x[1:], kind="silu") == "x has fewer than 32768 numbers"
+    assert takes(x.double(), x, kind="silu") == "types are not all float32: torch.float64"
+    assert takes(x, x.double(), kind="silu") == "types are not all float32: torch.float32"
+    assert takes(x.to("meta"), x, kind="silu") == "x is on meta"
     with native.disabled():
-        assert refuses(x, x, kind="silu") == "C kernels are switched off"
+        assert takes(x, x, kind="silu") == "C kernels are switched off"

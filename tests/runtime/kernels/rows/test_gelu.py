@@ -184,23 +184,26 @@ def test_strided_inputs() -> None:
 
 
 def test_what_it_does_not_take() -> None:
-    refuses = kernels()["linear_activation"].refuses
+    kernel = kernels()["linear_activation"]
+    takes = kernel.takes
+    assert takes is not None
     settings = {"kind": "gelu", "norm": "", "eps": 1e-5}
     x, weight = torch.zeros(FEWEST // 8, 2), torch.zeros(8, 2)
-    assert refuses(x, weight, **settings) is None
-    assert refuses(x[1:], weight, **settings) == f"x is small: [{FEWEST // 8 - 1}, 2]"
-    assert refuses(x, weight, **{**settings, "kind": "silu"}) == "activation silu"
-    assert refuses(x.double(), weight, **settings) == "x is torch.float64"
-    assert refuses(x.bfloat16(), weight.bfloat16(), **settings) == "x is torch.bfloat16"
-    assert refuses(x.bfloat16(), weight.bfloat16(), **{**settings, "norm": "rms_norm"}) is None
-    assert refuses(x, weight.double(), **settings) == "types differ"
-    assert refuses(x.to("meta"), weight, **settings) == "x is on meta"
-    assert refuses(x, torch.zeros(8193, 2), **settings) == "the result is wide: 8193"
-    assert refuses(x, weight, None, weight[:, 0], **settings) == "a gain without a norm"
+    assert takes(x, weight, **settings) is None
+    assert takes(x[1:], weight, **settings) == "the result has fewer than 131072 numbers"
+    assert kernel.fits({**settings, "kind": "silu"}, {}) == "activation silu"
+    assert kernel.fits(settings, {}) is None
+    assert takes(x.double(), weight, **settings) == "x is torch.float64"
+    assert takes(x.bfloat16(), weight.bfloat16(), **settings) == "x is torch.bfloat16"
+    assert takes(x.bfloat16(), weight.bfloat16(), **{**settings, "norm": "rms_norm"}) is None
+    assert takes(x, weight.double(), **settings) == "types differ"
+    assert takes(x.to("meta"), weight, **settings) == "x is on meta"
+    assert takes(x, torch.zeros(8193, 2), **settings) == "the result is wide: 8193"
+    assert takes(x, weight, None, weight[:, 0], **settings) == "a gain without a norm"
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert refuses(x, weight, **settings) == "autocast decides the types of products"
+        assert takes(x, weight, **settings) == "autocast decides the types of products"
     with native.disabled():
-        assert refuses(x, weight, **settings) == "C kernels are switched off"
+        assert takes(x, weight, **settings) == "C kernels are switched off"
 
 
 @pytest.mark.parametrize("norm", gelu_compiled.NORMS)

@@ -96,17 +96,32 @@ def test_norms_on_several_threads_and_of_views(engine: str) -> None:
         torch.set_num_threads(threads)
 
 
-def test_norms_refuse_what_torch_does_as_well() -> None:
-    refuses = kernels()["rms_norm"].refuses
+def test_norms_leave_to_torch_what_it_does_as_well() -> None:
+    takes, of_layer_norm = (kernels()[name].takes for name in ("rms_norm", "layer_norm"))
+    assert takes is not None and of_layer_norm is not None
     many = draw(1 << 15)
-    assert refuses(many[:7], eps=0.0) == "x is small: 7 numbers"
-    assert refuses(many.half(), eps=0.0) == "x is torch.float16"
+    assert takes(many[1:], eps=0.0) == "x has fewer than 32768 numbers"
+    assert takes(many.half(), eps=0.0) == "x is torch.float16"
+    assert takes(many.to("meta"), eps=0.0) == "x is on meta"
     with native.disabled():
-        assert refuses(many, eps=0.0) == "C kernels are switched off"
-    refuses = kernels()["layer_norm"].refuses
-    assert refuses(many, eps=0.0) == "x is torch.float64: torch's own takes one pass, too"
-    assert refuses(many.bfloat16(), eps=0.0) == "x is small: 32768 numbers"
-    assert refuses(draw(1 << 17).bfloat16(), eps=0.0) == native.refused("norms")
+        assert takes(many, eps=0.0) == "C kernels are switched off"
+    reason = "torch's own takes one pass, too, but in bfloat16"
+    assert of_layer_norm(many, eps=0.0) == reason
+    assert of_layer_norm(many.bfloat16(), eps=0.0) == "x has fewer than 131072 numbers"
+
+
+@pytest.mark.parametrize("name", ["rms_norm", "layer_norm", "norm_pair"])
+def test_norms_fit_rows_that_their_scratch_holds(name: str) -> None:
+    fits = kernels()[name].fits
+    assert fits({}, {"D": 8192}) is None and fits({}, {}) is None
+    assert fits({}, {"D": 8193}) == "rows of 8193 numbers"
+    assert fits({}, {"D": 0}) == "rows of 0 numbers"
+
+
+def test_a_layer_norm_of_many_in_bfloat16_is_taken() -> None:
+    takes = kernels()["layer_norm"].takes
+    assert takes is not None
+    assert takes(draw(1 << 17).bfloat16(), eps=0.0) == native.refused("norms")
 
 
 @pytest.mark.parametrize("norm", NORMS)
