@@ -36,14 +36,13 @@ def in_turn(params: list[Any], **choices: Sequence[Any]) -> pytest.MarkDecorator
 def members(*, apart: bool = True) -> list[Any]:
     """Parameters (name, head) of tests that take a second or more.
 
-    Every member runs with one head, and every head of a family with one member; the rest is slow.
-    apart: members of a family that have another wiring count as another family.
+    Every member runs with one head, and every head with one member; the rest is slow.
+    apart: without it, every family runs with one head, and not every member.
     """
     found, seen = [], set()
     family = {entry.name: entry.family for entry in catalogue()}
     for name, head in MEMBERS:
-        kin = (family[name], mw.load(name).wiring.use if apart else "")
-        aspects = {(kin, head), *([("member", name)] if apart else [])}
+        aspects = {("head", head), ("member", name) if apart else ("family", family[name])}
         marks = () if aspects - seen else (pytest.mark.slow,)
         found.append(pytest.param(name, head, marks=marks))
         seen |= aspects

@@ -266,8 +266,9 @@ def test_code_does_not_grow_with_experts(experts: Mappings) -> None:
 
 EXPORTED = [
     ("mixtral-test", "lm", 1, torch.float64),
-    ("deepseek-moe-test", "lm", 2, torch.float32),  # whose first layer has no experts
-    ("beit3-moe-test", "vqa", 1, torch.float32),
+    # The first layer has no experts.
+    pytest.param("deepseek-moe-test", "lm", 2, torch.float32, marks=pytest.mark.slow),
+    pytest.param("beit3-moe-test", "vqa", 1, torch.float32, marks=pytest.mark.slow),
 ]
 
 

@@ -9,19 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from members import members
 from strategies import random_inputs, randomise, sizes_of
 
 import multiway as mw
 from multiway.compiler.views.python import listing
 from multiway.runtime.model import Model
-from multiway.zoo import catalogue
-
-MODELS = [
-    pytest.param(name, head, id=f"{name}-{head}")
-    for name in catalogue().names
-    if name.endswith("-test")
-    for head in mw.load(name).heads
-]
 
 
 def module_from(text: str, folder: Path) -> ModuleType:
@@ -49,7 +42,7 @@ def flat(value: Any) -> list[torch.Tensor]:
     return [value]
 
 
-@pytest.mark.parametrize(("name", "head"), MODELS)
+@pytest.mark.parametrize(("name", "head"), members(apart=False))
 def test_the_listing_computes_what_the_model_does(name: str, head: str, tmp_path: Path) -> None:
     model = mw.compile(name, head=head)
     randomise(model)

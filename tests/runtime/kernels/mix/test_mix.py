@@ -19,6 +19,7 @@ from mixing import (
     reference,
     same,
 )
+from pairs import pairs
 from rounding import assert_no_farther
 from torch import Tensor
 
@@ -158,8 +159,12 @@ def test_the_other_ops_of_the_folder(path: str) -> None:
 # --- operators -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("norm", ["layer_norm", "rms_norm", ""])
+@pairs(
+    indirect=["path"],
+    path=["c", "plain"],
+    seed=range(3),
+    norm=["layer_norm", "rms_norm", ""],
+)
 def test_the_operators_keep_torchs_rules(path: str, seed: int, norm: str) -> None:
     given = arguments(seed, norm)
     torch.library.opcheck(fused_mix_op, given)

@@ -68,7 +68,10 @@ def test_a_header_that_changes_is_read_again(
 
 
 @needs_c
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "flipped"])
+@pytest.mark.parametrize(
+    "damage",
+    ["flipped", *(pytest.param(how, marks=pytest.mark.slow) for how in ("cut", "empty", "text"))],
+)
 def test_a_damaged_file_is_made_again(tmp_path: Path, source: Path, damage: str) -> None:
     folder = tmp_path / "cache"
     build.load(source, tools_for(folder))
@@ -96,6 +99,7 @@ def run(code: str, *arguments: str) -> str:
 
 
 @needs_c
+@pytest.mark.slow
 def test_processes_that_compile_at_once(tmp_path: Path, source: Path) -> None:
     folder = tmp_path / "cache"
     code = (

@@ -22,13 +22,17 @@ OPTIONS = {
 
 
 def runtime() -> str | None:
-    """The library of gcc's address sanitizer, which must be in the process before all others."""
+    """What must be in the process before all others: gcc's address sanitizer, and C++'s library,
+    whose exceptions it watches."""
     tools = build.toolchain()
     if isinstance(tools, build.Refused) or "Free Software Foundation" not in tools.version:
         return None
-    command = [tools.compiler, "-print-file-name=libasan.so"]
-    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return found if os.path.isabs(found) else None
+    found = []
+    for name in ("libasan.so", "libstdc++.so"):
+        command = [tools.compiler, f"-print-file-name={name}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found.append(done.stdout.strip())
+    return " ".join(found) if all(map(os.path.isabs, found)) else None
 
 
 pytestmark = [
