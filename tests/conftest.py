@@ -12,6 +12,7 @@ import hypothesis
 import pytest
 import torch
 
+from multiway.runtime.kernels import native
 from multiway.runtime.kernels.native import build
 
 # Tests are no package: what they share is found in these folders.
@@ -35,6 +36,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("sanitize"):
         build.FLAGS += sanitizing.FLAGS
+        build.TIMEOUT_S *= 10
+        failed = {name: reason for name in build.sources() if (reason := native.refused(name))}
+        if failed:  # a test would only be skipped
+            pytest.exit(f"C with sanitizers does not load: {failed}", returncode=1)
 
 
 def _cpu_s() -> float:

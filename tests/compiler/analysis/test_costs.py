@@ -58,6 +58,16 @@ def test_linear_layers_cost_two_flops_a_weight_and_token() -> None:
         assert node_flops(graph, record, SIZES) == 2 * B * T * weight
 
 
+@pytest.mark.parametrize("k", [1, 2])
+def test_of_experts_those_count_that_a_token_goes_to(k: int) -> None:
+    experts = {"route": "top_k", "count": 4, "k": k}
+    graph = mw.build(
+        {**PLAIN, "block": {**PLAIN["block"], "ffn": {"hidden": F, "experts": experts}}}
+    )
+    up = graph.record("blocks.0.ffn.up")
+    assert node_flops(graph, up, SIZES) == k * 2 * B * T * D * F
+
+
 def test_bytes_are_those_of_float32() -> None:
     found = cost_of(PLAIN)
     assert found["embed"].activation_bytes == 4 * B * T * D

@@ -100,6 +100,15 @@ def test_attention_is_kept_before_what_is_cheaper_to_make_again() -> None:
     assert first["attention.core"] < first["attention.query_rotary"]
 
 
+def test_what_is_random_is_not_made_again() -> None:
+    """It would draw other numbers."""
+    experts = {"route": "top_k", "count": 3, "k": 2, "router": {"jitter": 0.1}}
+    spec = mw.load("pythia-test", set={"block.ffn.experts": experts})
+    made = graph_planned(mw.build(spec, program="loss"), 0, {"B": 2, "T": 8})
+    random = {record.path for record in made if record.op == "jitter"}
+    assert random and made.recompute and not random & set(made.recompute)
+
+
 @given(specs(), st.integers(1, 5), st.floats(0, 1))
 @settings(20)
 def test_a_plan_changes_no_bit(spec: Mappings, length: int, share: float) -> None:

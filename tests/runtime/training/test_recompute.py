@@ -212,6 +212,19 @@ def test_backward_may_run_twice_and_through_itself() -> None:
     torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
 
 
+def test_a_value_goes_with_its_last_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, x, alive = block(NODES), given(), []
+    last = next(n for n in module.graph.nodes if n.name == "plus")
+
+    def look(*args: Tensor) -> Tensor:
+        alive.extend(name for name in ("linear", "gate", "scale") if not SEEN[name].expired())
+        return plus(*args)
+
+    monkeypatch.setattr(last, "target", look)
+    module(x, [x])
+    assert {"linear", "gate", "scale"} <= SEEN.keys() and not alive
+
+
 def test_without_gradients_nothing_is_held() -> None:
     module, x = block(NODES), given()
     with torch.no_grad():

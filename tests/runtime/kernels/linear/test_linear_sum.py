@@ -39,6 +39,17 @@ def test_values_and_gradients_are_those_of_its_definition(
         torch.testing.assert_close(a, b)
 
 
+def test_gradients_of_biases_are_apart_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are equal, but whoever asked for them may change each in place."""
+    monkeypatch.setattr(module, "FEWEST", 0)
+    x, biases = torch.randn(3, 4), [torch.zeros(5, requires_grad=True) for _ in range(2)]
+    weights = [torch.randn(5, 4) for _ in biases]
+    y = linear_sum(torch.zeros(3, 5), [x, x], weights, biases)
+    first, second = torch.autograd.grad(y.sum(), biases)
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
+
+
 def test_a_small_sum_is_no_function_of_its_own() -> None:
     residual, x = torch.randn(3, 5, requires_grad=True), torch.randn(3, 4)
     small = linear_sum(residual, [x], [torch.randn(5, 4)])
