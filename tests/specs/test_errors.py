@@ -382,6 +382,7 @@ ELSEWHERE = {
     "not-utf8": test_not_utf8,
     "unknown-set": test_unknown_set,
     "unknown-program": test_unknown_head_and_program,
+    "missing-input": "tests/runtime/tasks/test_predict.py",  # a text without a mask
 }
 
 
