@@ -78,13 +78,13 @@ OPTIONS = st.fixed_dictionaries(
 
 
 @given(specs(), st.integers(1, 5), OPTIONS)
-@settings(20)
+@settings(12)
 def test_fused_is_the_reference(spec: Mappings, length: int, options: Mappings) -> None:
     check_fused(spec, length, **options)
 
 
 @given(specs(), st.sampled_from(["train", "inference"]))
-@settings(15)
+@settings(10)
 def test_a_fused_graph_is_well_formed_lowered_as_it_is_and_fused_no_further(
     spec: Mappings, mode: Any
 ) -> None:

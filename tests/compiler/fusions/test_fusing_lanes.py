@@ -125,6 +125,7 @@ def test_what_is_no_site_is_left_alone() -> None:
     assert found.record("blocks.1.site0.read").attrs["weights"] == "tanh"
 
 
+@pytest.mark.slow
 def test_fused_sites_are_compiled_and_exported_whole() -> None:
     graph = Stack(kind="mhc", count=2, sites=2).graph()
     params, x = parameters(graph), torch.randn(2, 5, 8, dtype=torch.float64)

@@ -32,7 +32,7 @@ TERMS = 64  # of most sums in small members
 FACTOR = 2.0  # over these draws chance makes up to 1.4 times
 TRAINED = [
     each
-    for each in members()
+    for each in members(apart=False)
     if "loss" in program_names(mw.load(each.values[0]).for_head(each.values[1]))
 ]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -40,7 +40,7 @@ DTYPES = [torch.float32, torch.bfloat16]
 Gradients = dict[str, Tensor]
 
 
-@in_turn(members(), dtype=DTYPES)
+@in_turn(members(apart=False), dtype=DTYPES)
 def test_outputs_are_no_farther_from_float64_than_eager(
     name: str, head: str, dtype: torch.dtype
 ) -> None:

@@ -90,7 +90,7 @@ def check(
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script")
-@in_turn(members(), transformed=TRANSFORMED)
+@in_turn(members(apart=False), transformed=TRANSFORMED)
 def test_a_fused_model_under_transforms_is_the_reference(
     name: str, head: str, transformed: Callable[..., Any]
 ) -> None:

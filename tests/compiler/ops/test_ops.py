@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import itertools
 import math
 import pickle
 from typing import Any
@@ -107,12 +108,17 @@ def test_gradients_are_those_of_the_formula(op: Op, sample: Sample) -> None:
     if not leaves or not outputs or not depends_on_values(op, sample):
         return
 
-    def function(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return tuple(floats(run(op, sample, replaced(values, list(given)))))
-
     for leaf in leaves:
         leaf.requires_grad_()
-    assert torch.autograd.gradcheck(function, tuple(leaves))
+    learned = [each.requires_grad for each in floats(run(op, sample, values))]
+    assert any(learned)
+
+    def function(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = floats(run(op, sample, replaced(values, list(given))))
+        return tuple(itertools.compress(found, learned))
+
+    # By random directions: all entries one by one take five times as long.
+    assert torch.autograd.gradcheck(function, tuple(leaves), fast_mode=True)
 
 
 def depends_on_values(op: Op, sample: Sample) -> bool:
