@@ -10,7 +10,7 @@
 
 enum { SOFTMAX, SIGMOID };
 
-/* compiled.py declares the same. Everything is contiguous. */
+/* routers_compiled.py declares the same. Everything is contiguous. */
 struct gates {
     int64_t tokens, experts, most, score, normalise, threads;
     double scale, tiny;

@@ -14,7 +14,7 @@ enum { BLOCK = 24 }; /* tokens */
 enum { FEW = 16 };   /* tokens: up to so many, packing matrices takes longer than it saves */
 enum { BESIDE = 4 }; /* rows of a matrix that meet a token at once */
 
-/* compiled.py declares the same. Rows are contiguous. */
+/* token_weights_compiled.py declares the same. Rows are contiguous. */
 struct call {
     int64_t tokens, width, features, outputs, threads;
     int64_t half; /* whether what forward reads and its `out` are of bfloat16, all but raw, scales */

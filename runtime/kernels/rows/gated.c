@@ -7,7 +7,7 @@
 
 enum { SILU, GELU };
 
-/* compiled.py declares the same. Rows are contiguous. */
+/* gated_compiled.py declares the same. Rows are contiguous. */
 struct call {
     int64_t rows, width, kind, threads;
     const float *x, *gate; /* [rows, width] */

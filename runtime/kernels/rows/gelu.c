@@ -11,7 +11,7 @@
 
 enum { FLUSH = 32 }; /* rows summed in float before the double sums */
 
-/* gelu.py declares the same. Rows are contiguous: of bfloat16 where `half`, or else of float. */
+/* gelu_compiled.py declares the same. Rows are contiguous: of bfloat16 where `half`, or else of float. */
 struct call {
     int64_t rows, width, norm, threads, half;
     double eps;

@@ -12,7 +12,7 @@
 
 enum { MOST = 2, FLUSH = 32 }; /* rows summed in REAL before the double sums */
 
-/* compiled.py declares the same; strides count elements. */
+/* norms_compiled.py declares the same; strides count elements. */
 struct call {
     int64_t rows, width, x_stride, norm, ways, threads;
     double eps;
