@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx, nn
 
 from multiway.compiler.assemble.build import head_of, parameters, program_names
 from multiway.compiler.graph.layer_graph import Param
+from multiway.compiler.graph.rewrite import Tally
 from multiway.compiler.lowering.containers import empty_parameters
 from multiway.compiler.lowering.expected import expected_inputs
 from multiway.compiler.lowering.lower import lower
+from multiway.compiler.passes.drop_dead import drop_dead
 from multiway.compiler.pipeline import Options, Stages
 from multiway.runtime import memory
+from multiway.runtime.inputs import Expected
 from multiway.runtime.measure.collector import resting
-from multiway.runtime.model import Model, Programs
+from multiway.runtime.model import Model
 from multiway.runtime.parameters.initialise import initialise
 from multiway.specs.errors import MultiwayError
 from multiway.specs.spec import Spec
@@ -57,21 +61,43 @@ def compile_spec(
         containers.requires_grad_(False)
     for path in rates:
         containers.get_parameter(path).requires_grad_(False)
-    stages = Stages(spec, options, taps)
-
-    @resting()
-    def program(name: str, parts: nn.Module) -> fx.GraphModule:
-        graph = stages[name][-1].graph
-        return lower(graph, parts, kernels=options is not None)
-
     return Model(
         spec=spec,
         containers=containers,
-        programs=Programs(program_names(spec), program, containers),
-        expected=lambda name: expected_inputs(spec, stages[name][0].graph),
+        source=Source(spec, options, tuple(taps)),
         balance_rates=rates,
         answer=head_of(spec).answer(spec),
     )
+
+
+class Source:
+    """What a model asks for its programs. It pickles: what is made, is made again."""
+
+    def __init__(self, spec: Spec, options: Options | None, taps: tuple[str, ...]) -> None:
+        self.spec, self.options, self.taps = spec, options, taps
+        self.stages = Stages(spec, options, taps)
+        self._expected: dict[str, Sequence[Expected]] = {}
+
+    def __reduce__(self) -> Any:
+        return Source, (self.spec, self.options, self.taps)
+
+    def names(self) -> tuple[str, ...]:
+        return program_names(self.spec)
+
+    @resting()
+    def program(self, name: str, containers: nn.Module) -> fx.GraphModule:
+        return lower(self.stages[name][-1].graph, containers, kernels=self.options is not None)
+
+    def expected(self, name: str) -> Sequence[Expected]:
+        if name not in self._expected:
+            self._expected[name] = expected_inputs(self.spec, self.stages[name][0].graph)
+        return self._expected[name]
+
+    def readers(self, name: str, *, needed: bool = False) -> Mapping[str, str]:
+        graph = self.stages[name][0].graph
+        if needed:  # of what runs: in the graph as built, modalities are joined that are not then
+            graph = drop_dead(self.stages[name][-1].graph, Tally())
+        return {path: record.op for record in graph for path in record.params.values()}
 
 
 def _initialise(

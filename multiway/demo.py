@@ -17,7 +17,6 @@ import torch
 from rich.console import Console
 from rich.rule import Rule
 from rich.syntax import Syntax
-from torch import fx
 
 import multiway as mw
 from multiway.cards import limits
@@ -122,10 +121,9 @@ def draw(path: Path) -> None:
 
 def block_code(model: mw.Model) -> str:
     from multiway.compiler.views.python import readable
+    from multiway.runtime.block import calls_of
 
-    block = model.programs["forward"].get_submodule("blocks.1")
-    assert isinstance(block, fx.GraphModule)
-    return readable(block)
+    return readable(dict(calls_of(model.programs["forward"]))["blocks.1"])
 
 
 def mistake(path: Path) -> None:

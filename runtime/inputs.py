@@ -36,16 +36,40 @@ _GOOD: dict[str, Callable[[torch.Tensor], bool]] = {
 
 
 def check_inputs(
-    program: str, expected: Sequence[Expected], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The inputs in the order of the program. An absent padding or mask means: none.
+    program: str, expected: Sequence[Expected], args: Sequence[Any], given: Mapping[str, Any]
+) -> list[Any]:
+    """The inputs in the order of the program, from those in order and those by name. An absent
+    padding or mask means: none.
 
-    Raises MultiwayError naming every input that does not fit.
+    Raises MultiwayError naming every input that does not fit. Under torch.compile and torch.export
+    only names are looked at: a check of values would break the graph, or be worked out for good.
     """
-    report = Report()
-    known = [each.name for each in expected]
+    report, known = Report(), [each.name for each in expected]
+    named = {**dict(zip(known, args, strict=False)), **given}
+    if len(named) < len(args) + len(given) or not named.keys() <= set(known):
+        _check_names(program, known, args, given, report)
+    if torch.compiler.is_compiling():
+        report.raise_if_any()
+    else:
+        _check_all(program, expected, named, report)
+    return _complete(expected, named)
+
+
+def _check_names(
+    program: str, known: list[str], args: Sequence[Any], given: Mapping[str, Any], report: Report
+) -> None:
+    """Adds inputs that there are not, or that are there twice."""
+    if len(args) > len(known):
+        report.add(
+            "unknown-input",
+            f"{program!r} takes {len(known)} inputs, and {len(args)} are given",
+            place="input",
+            expected=", ".join(known),
+        )
     for name in given:
-        if name not in known:
+        if name in known[: len(args)]:
+            report.add("twice", f"{name!r} is given in order and by name", place="input")
+        elif name not in known:
             report.add(
                 "unknown-input",
                 f"{name!r} is not an input of {program!r}",
@@ -53,26 +77,47 @@ def check_inputs(
                 expected=one_of(known),
                 nearest=nearest(name, known),
             )
+
+
+def _check_all(
+    program: str, expected: Sequence[Expected], given: Mapping[str, Any], report: Report
+) -> None:
+    """Raises MultiwayError naming every input that does not fit, and what the report has."""
     sizes: dict[str, tuple[int, str]] = {}
-    found: dict[str, Any] = {}
     for each in expected:
         value = given.get(each.name)
         if value is None:
-            found[each.name] = None
             if not _optional(each):
                 report.add("missing-input", f"{program!r} needs {each.name!r}", place="input")
         elif each.many:
-            found[each.name] = _check_list(each, value, sizes, report)
+            _check_list(each, value, sizes, report)
         else:
-            found[each.name] = _check(each, value, sizes, report)
+            _check(each, value, sizes, report)
     report.raise_if_any()
-    _check_slots(expected, found, {name: size for name, (size, _) in sizes.items()}, report)
+    _check_slots(expected, given, {name: size for name, (size, _) in sizes.items()}, report)
     report.raise_if_any()
-    device = next(v.device for v in found.values() if isinstance(v, torch.Tensor))
+
+
+def _complete(expected: Sequence[Expected], given: Mapping[str, Any]) -> list[Any]:
+    """The inputs in order, with zeros for absent paddings and masks."""
+    sizes: dict[str, int] = {}
+    device = None
     for each in expected:
-        if found[each.name] is None:
-            shape = [s if isinstance(s, int) else sizes[s][0] for s in each.shape]
-            found[each.name] = torch.zeros(shape, dtype=torch.bool, device=device)
+        value = given.get(each.name)
+        if isinstance(value, torch.Tensor):
+            device = value.device
+            sizes |= {
+                s: n for s, n in zip(each.shape, value.shape, strict=True) if isinstance(s, str)
+            }
+    found = []
+    for each in expected:
+        value = given.get(each.name)
+        if value is None:
+            shape = [s if isinstance(s, int) else sizes[s] for s in each.shape]
+            value = torch.zeros(shape, dtype=torch.bool, device=device)
+        elif each.dtype == "bool":
+            value = value.bool()
+        found.append(value)
     return found
 
 
@@ -82,19 +127,18 @@ def _optional(each: Expected) -> bool:
 
 def _check_list(
     each: Expected, value: Any, sizes: dict[str, tuple[int, str]], report: Report
-) -> Any:
+) -> None:
     if not isinstance(value, (list, tuple)) or len(value) != each.many:
         report.add("wrong-input", f"{each.name!r} is a list of {each.many} tensors", place="input")
-        return value
+        return
     for i, (shape, dtype) in enumerate(zip(each.shapes, each.dtypes, strict=True)):
         one = Expected(name=f"{each.name}[{i}]", shape=shape, dtype=dtype)
         _check(one, value[i], sizes, report)
-    return value
 
 
 def _check_slots(
     expected: Sequence[Expected],
-    found: Mapping[str, Any],
+    given: Mapping[str, Any],
     sizes: Mapping[str, int],
     report: Report,
 ) -> None:
@@ -103,9 +147,9 @@ def _check_slots(
     if cache is None or cache.slots is None:
         return
     needed = cache.slots(sizes)
-    positions = found.get("positions")
+    positions = given.get("positions")
     if positions is not None and positions.device.type == "cpu" and positions.numel():
-        needed = max(needed, int((found[cache.name][0][:, None] + positions).max()) + 1)
+        needed = max(needed, int((given[cache.name][0][:, None] + positions).max()) + 1)
     if needed > sizes["S"]:
         report.add(
             "too-long",
@@ -114,11 +158,11 @@ def _check_slots(
         )
 
 
-def _check(each: Expected, value: Any, sizes: dict[str, tuple[int, str]], report: Report) -> Any:
+def _check(each: Expected, value: Any, sizes: dict[str, tuple[int, str]], report: Report) -> None:
     if not isinstance(value, torch.Tensor):
         found = type(value).__name__
         report.add("wrong-input", f"{each.name!r} is a {found}", place="input", expected="a tensor")
-        return value
+        return
     shown = "[" + ", ".join(map(str, each.shape)) + "]"
     if value.dim() != len(each.shape):
         report.add(
@@ -127,7 +171,7 @@ def _check(each: Expected, value: Any, sizes: dict[str, tuple[int, str]], report
             place="input",
             expected=shown,
         )
-        return value
+        return
     for size, want in zip(value.shape, each.shape, strict=True):
         if isinstance(want, str):
             first, place = sizes.setdefault(want, (size, each.name))
@@ -135,13 +179,12 @@ def _check(each: Expected, value: Any, sizes: dict[str, tuple[int, str]], report
         if size != want:
             message = f"{each.name!r} has shape {list(value.shape)}"
             report.add("wrong-input", message, place="input", expected=shown)
-            return value
+            return
     if not _GOOD[each.dtype](value):
         message = f"{each.name!r} holds {str(value.dtype).removeprefix('torch.')}"
         report.add("wrong-input", message, place="input", expected=each.dtype)
-        return value
+        return
     _check_range(each, value, report)
-    return value.bool() if each.dtype == "bool" else value
 
 
 def _check_range(each: Expected, value: torch.Tensor, report: Report) -> None:

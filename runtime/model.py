@@ -2,52 +2,86 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import fx, nn
 
 from multiway.runtime.answers import Answer
 from multiway.runtime.inputs import Expected, check_inputs
+from multiway.runtime.parameters.containers import Parameters
+from multiway.specs.errors import MultiwayError, nearest, one_of
 from multiway.specs.spec import Spec
 
-Make = Callable[[str, nn.Module], fx.GraphModule]
-"""(name of a program, modules that hold its parameters) -> the program."""
+
+class Source(Protocol):
+    """What a model asks for its programs. A model pickles if this does."""
+
+    def names(self) -> Sequence[str]:
+        """Of all programs, the main one first."""
+
+    def program(self, name: str, containers: nn.Module) -> fx.GraphModule:
+        """A program around the modules that hold its parameters."""
+
+    def expected(self, name: str) -> Sequence[Expected]:
+        """What a program takes, in order."""
+
+    def readers(self, name: str, *, needed: bool = False) -> Mapping[str, str]:
+        """The path of every parameter that a program reads, with the op that reads it.
+
+        needed: only where an output depends on it.
+        """
 
 
 class Programs(Mapping[str, fx.GraphModule]):
     """The programs of a model by name. Each is made when it is first asked for."""
 
-    def __init__(self, names: Sequence[str], make: Make, containers: nn.Module) -> None:
-        self._names, self._make, self._containers = tuple(names), make, containers
+    def __init__(self, source: Source, model: nn.Module) -> None:
+        self.names = tuple(source.names())
+        self._source, self._model = source, model
         self._made: dict[str, fx.GraphModule] = {}
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Programs:
-        """The programs of a copied model, which read the parameters of the copy."""
-        return Programs(self._names, self._make, copy.deepcopy(self._containers, memo))
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_made": {}}
+
+    @property
+    def main(self) -> str:
+        """The name of the first one."""
+        return self.names[0]
 
     def __getitem__(self, name: str) -> fx.GraphModule:
-        if name not in self._names:
-            raise KeyError(f"no program {name!r}; there are {', '.join(self._names)}")
         if name not in self._made:
-            self._made[name] = self._make(name, self._containers)
+            if name not in self.names:
+                raise KeyError(f"no program {name!r}; there are {', '.join(self.names)}")
+            self._made[name] = self._source.program(name, self._model)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"Programs({', '.join(self.names)})"
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def made(model: Model, program: str) -> bool:
+    """Makes a program, if it is not made yet. torch.compile runs this as it is, when it traces a
+    call of the model: what the compiler does is no part of the graph. Raises MultiwayError."""
+    model.check_program(program)
+    _ = model.programs[program], model.expected(program)
+    return True
 
 
 class Model(nn.Module):
     """What `multiway.compile` returns.
 
-    `model(...)` runs the main program of its head, `model.run(name, ...)` any; both check their
-    inputs and take them by name. `model.programs[name]` is the torch.fx GraphModule itself, which
-    takes its inputs in order and checks nothing. `state_dict` names are spec paths.
+    `model(...)` runs the main program of its head, `model(..., program=name)` any; both take inputs
+    in order or by name, and check them. `model.programs[name]` is the torch.fx GraphModule itself,
+    which takes its inputs in order and checks nothing. `state_dict` names are spec paths.
     """
 
     def __init__(
@@ -55,8 +89,7 @@ class Model(nn.Module):
         *,
         spec: Spec,
         containers: nn.Module,
-        programs: Programs,
-        expected: Callable[[str], Sequence[Expected]],
+        source: Source,
         random: bool = True,
         balance_rates: Mapping[str, float] | None = None,
         answer: Answer | None = None,
@@ -64,28 +97,50 @@ class Model(nn.Module):
         super().__init__()
         for name, child in containers.named_children():
             self.add_module(name, child)
-        self.spec, self.programs = spec, programs
-        self._expected = expected
+        self.spec, self.programs = spec, Programs(source, self)
+        self._source = source
         self.balance_rates = dict(balance_rates or {})  # of the biases that update_balance moves
         self.answer = answer  # how the head predicts from files; see runtime/tasks/predict.py
         self.random = random  # whether the weights are still the initial ones
 
-    def run(self, program: str, /, **inputs: Any) -> Any:
-        """Runs a program on named inputs. Raises MultiwayError where they do not fit."""
-        module = self.programs[program]
-        ready = check_inputs(program, self.expected(program), inputs)
-        return module(*ready.values())
+    def forward(self, *args: Any, program: str | None = None, **inputs: Any) -> Any:
+        """Runs a program, the main one if none is named. Raises MultiwayError for inputs that do
+        not fit."""
+        name = self.programs.main if program is None else program
+        made(self, name)
+        module = self.programs[name]
+        return module(*check_inputs(name, self.expected(name), args, inputs))
 
-    def forward(self, **inputs: Any) -> Any:
-        return self.run(next(iter(self.programs)), **inputs)
+    def check_program(self, name: str) -> None:
+        """Raises MultiwayError for a program that there is not."""
+        if name not in self.programs.names:
+            raise MultiwayError.one(
+                "unknown-program",
+                f"head {self.spec.head_name!r} has no program {name!r}",
+                place=self.spec.name,
+                expected=one_of(self.programs),
+                nearest=nearest(name, self.programs),
+            )
 
-    def loss(self, **inputs: Any) -> Any:
-        """The head's own loss and its metrics."""
-        return self.run("loss", **inputs)
+    def run(self, program: str, /, *args: Any, **inputs: Any) -> Any:
+        """The same as `model(*args, program=program, **inputs)`."""
+        return self(*args, program=program, **inputs)
+
+    def loss(self, *args: Any, **inputs: Any) -> tuple[Any, ...]:
+        """The head's own loss, the mapping of its metrics, and what is tapped, if anything is."""
+        found: tuple[Any, ...] = self(*args, program="loss", **inputs)
+        return found
 
     def expected(self, program: str) -> Sequence[Expected]:
         """What a program takes: names, shapes, limits."""
-        return self._expected(program)
+        return self._source.expected(program)
+
+    def unused(self, program: str) -> list[str]:
+        """The names of the parameters on which no output of a program depends. A step of it gives
+        them no gradient, and DistributedDataParallel then leaves all gradients as they are in each
+        process: freeze them first, or let it look for them (`find_unused_parameters=True`)."""
+        read = self._source.readers(program, needed=True)
+        return [name for name, _ in self.named_parameters() if name not in read]
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
@@ -98,6 +153,14 @@ class Model(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def __repr__(self) -> str:
+        """Every part with its sizes, and with the ops that read it in the main program."""
+        for path, op in self._source.readers(next(iter(self.programs))).items():
+            part = self.get_submodule(path.rpartition(".")[0])
+            assert isinstance(part, Parameters)
+            part.kind = "".join(word.capitalize() for word in op.split("_"))
+        return super().__repr__()
 
     def extra_repr(self) -> str:
         total = sum(p.numel() for p in self.parameters())

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 import multiway as mw
-from multiway.runtime.checkpoints.layout import laid
+from multiway.runtime.checkpoints.layout import held, laid
 from multiway.runtime.model import Model, new_cache
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -112,11 +112,11 @@ class Case:
             read.add(pair.theirs)
             want = self.grads.get(pair.theirs)
             parts = [own[n].grad for n in pair.ours]
-            filled = [
-                torch.zeros_like(own[n]) if g is None else g
+            filled = {
+                n: torch.zeros_like(own[n]) if g is None else g
                 for n, g in zip(pair.ours, parts, strict=True)
-            ]
-            got = laid(pair, filled)
+            }
+            got = laid(pair, held(pair, filled))
             name = f"grad {pair.theirs}"
             if want is None:
                 if pair.theirs in self.data["params_without_grad"]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import multiway as mw
-from multiway.runtime.checkpoints.layout import laid
+from multiway.runtime.checkpoints.layout import held, laid
 
 if TYPE_CHECKING:
     from parity import Case
@@ -219,7 +219,7 @@ def foreign(model: Model, *, grads: bool = False) -> dict[str, torch.Tensor]:
     """The parameters of a model, or their gradients, under foreign names."""
     own = {name: p.grad if grads else p.detach() for name, p in model.named_parameters()}
     pairs, _ = mw.rename_table(model.spec).pairs(own)
-    return {pair.theirs: laid(pair, [own[n] for n in pair.ours]) for pair in pairs}
+    return {pair.theirs: laid(pair, held(pair, own)) for pair in pairs}
 
 
 class Tapped:

@@ -97,7 +97,7 @@ _BALANCE = {"count": 2, "start": "softmax", "iterations": 3, "eps": 1e-6, "trans
 OP = Op(
     signature=(
         "lanes[B,T,N,D], y?[B,T,Y], mix?[*,N,N], write?[*,N,1], read?[*,N,R], gain?[G], bias?[G],"
-        " matrices+?[F+,G], shifts+?[F+], scales+?[], statics+?[N,C+], biases+?[V+], gains+?[U],"
+        " matrices+?[F+,G], shifts+?[F+], scales+?[1], statics+?[N,C+], biases+?[V+], gains+?[U],"
         " offsets+?[U] -> state{K}[B,T,N,D], mixing{M}[B,T,N,N], writing{M}[B,T,N,1],"
         " normed{P}[B,T,R*D], raw{Q}[B,T,R*D]"
     ),
@@ -134,7 +134,7 @@ OP = Op(
             shapes={
                 **{"lanes": (2, 3, 2, 4), "y": (2, 3, 4), "mix": (2, 3, 2, 2)},
                 **{"write": (2, 3, 2, 1), "gain": (4,), "bias": (4,)},
-                **{"matrices": [(1, 4), (2, 4), (1, 4)], "scales": [(), (), ()]},
+                **{"matrices": [(1, 4), (2, 4), (1, 4)], "scales": [(1,), (1,), (1,)]},
                 **{"statics": [(2, 1), (2, 2), (2, 1)], "gains": [(4,)] * 2, "offsets": [(4,)] * 2},
             },
             attrs={
@@ -147,7 +147,7 @@ OP = Op(
             shapes={
                 **{"lanes": (2, 3, 2, 4), "y": (2, 3, 8), "mix": (2, 2), "write": (2, 1)},
                 **{"gain": (4,), "bias": (4,), "matrices": [(2, 4), (2, 4), (1, 4)]},
-                **{"shifts": [(2,), (2,), (1,)], "scales": [(), (), ()]},
+                **{"shifts": [(2,), (2,), (1,)], "scales": [(1,), (1,), (1,)]},
                 **{"statics": [(2, 2), (2, 2), (2, 1)], "gains": [(8,)]},
             },
             attrs={
@@ -159,7 +159,7 @@ OP = Op(
         Sample(
             shapes={
                 **{"lanes": (2, 3, 2, 4), "matrices": [(2, 8), (4, 8), (2, 8)]},
-                **{"scales": [(), (), ()], "biases": [(2,), (4,), (2,)], "gains": [(4,)]},
+                **{"scales": [(1,), (1,), (1,)], "biases": [(2,), (4,), (2,)], "gains": [(4,)]},
             },
             attrs={
                 **_PLAIN,
@@ -170,7 +170,7 @@ OP = Op(
         Sample(
             shapes={
                 **{"lanes": (2, 3, 2, 4), "y": (2, 3, 4), "mix": (2, 3, 2, 2)},
-                **{"write": (2, 3, 2, 1), "matrices": [(2, 8)], "scales": [()], "biases": [(2,)]},
+                **{"write": (2, 3, 2, 1), "matrices": [(2, 8)], "scales": [(1,)], "biases": [(2,)]},
             },
             attrs={**_PLAIN, "ends": "lanes", "weights": "gates", "reads": 1, "raw": 1},
         ),

@@ -78,7 +78,7 @@ class Contrastive(HeadKind):
                     part=self.project,
                 )
         start = Init(kind="constant", value=math.log(1 / self.temperature))
-        declared.add(f"{path}.scale", (), start, self)
+        declared.add(f"{path}.scale", (1,), start, self)
 
     def programs(self, spec: Spec) -> tuple[str, ...]:
         return ("loss", *(f"encode_{name}" for name in self.towers))

@@ -10,6 +10,7 @@ from torch import fx
 from multiway.compiler.graph.layer_graph import INPUT, OUTPUT, LayerGraph
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.dispatch import fast
+from multiway.runtime.block import called
 
 Edge = tuple[str, int, str, str]
 """(node, port) -> (node, argument)."""
@@ -80,8 +81,7 @@ class _Walk:
 
     def step(self, module: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) -> Any:
         if node.op == "call_module":
-            block = module.get_submodule(str(node.target))
-            assert isinstance(block, fx.GraphModule)
+            block = called(module, node)
             places = [n for n in block.graph.nodes if n.op == "placeholder"]
             given = [values[a] for a in node.args]  # type: ignore[index]
             return self.graph(block, dict(zip(places, given, strict=True)))

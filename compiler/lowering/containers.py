@@ -1,4 +1,4 @@
-"""Modules that hold the parameters of a model, and nothing else."""
+"""Modules for the parameters of a model: blocks, and others that hold parameters only."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Collection, Iterable, Mapping
 import torch
 from torch import nn
 
-from multiway.runtime.parameters.containers import WideParameters
+from multiway.runtime.block import Block, Blocks
+from multiway.runtime.parameters.containers import Parameters, WideParameters
 
 
 def containers_for(
     parameters: Iterable[tuple[str, nn.Parameter]], *, wide: Collection[str] = ()
 ) -> nn.Module:
-    """A tree of modules that holds parameters under their paths, and nothing else.
+    """A tree of modules that holds parameters under their paths. Those of blocks.N stand in Blocks.
 
     wide: paths of those that stay float32 at least when the model is converted.
     """
@@ -25,13 +26,21 @@ def containers_for(
         for part in parent.split("."):
             at = f"{at}.{part}" if at else part
             if part not in module._modules:
-                module.add_module(part, WideParameters() if at in parents else nn.Module())
+                module.add_module(part, _empty(at, wide=at in parents))
             module = module.get_submodule(part)
         module.register_parameter(name, parameter)
         if path in wide:
             assert isinstance(module, WideParameters)
             module.wide = (*module.wide, name)
     return root
+
+
+def _empty(path: str, *, wide: bool) -> nn.Module:
+    if path == "blocks":
+        return Blocks()
+    if path.startswith("blocks.") and path.count(".") == 1:
+        return Block()
+    return WideParameters() if wide else Parameters()
 
 
 def empty_parameters(

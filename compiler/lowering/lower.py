@@ -1,7 +1,8 @@
-"""Layer graph to torch.fx: a root GraphModule that calls one GraphModule a block.
+"""Layer graph to torch.fx: a GraphModule that calls the blocks of the model, and one for each.
 
 Nothing is traced. Every graph node becomes one call; parameters are read before the first, with
-get_attr, a port of several with getitem. All programs of a model read the same parameter modules.
+get_attr, a port of several with getitem. All programs of a model read the same parameter modules,
+and call the same blocks, each of which holds a GraphModule for every call (runtime/block.py).
 Only nodes that read nothing but parameters and whose op is `once` become no calls: an inference
 program keeps what they give as buffers (runtime/parameters/derived.py).
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import builtins
 import itertools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,9 +32,12 @@ from multiway.compiler.graph.order import Step, steps
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.codegen import read_together
 from multiway.compiler.lowering.dispatch import callee, widths_of
+from multiway.runtime.block import Block
 from multiway.runtime.parameters.derived import Folded, Recipe
 from multiway.runtime.parameters.packed import Buffer, Packing
 from multiway.runtime.training.recompute import recompute
+
+_UNMADE = torch.empty(0)  # made here: torch.export has no plain tensors while it traces
 
 
 def lower(graph: LayerGraph, containers: nn.Module, *, kernels: bool = False) -> fx.GraphModule:
@@ -132,27 +136,22 @@ class _Lowering:
     def __init__(self, graph: LayerGraph, containers: nn.Module, kernels: bool) -> None:
         self.graph, self.containers, self.kernels = graph, containers, kernels
         self.root = _Scope(graph, "", kernels)
-        self.places: Mapping[str, str] = {}  # of blocks' modules, by the path of the block
-        self.blocks: dict[str, fx.GraphModule] = {}  # by place
+        self.key = _free(graph.name, containers)  # under which blocks know this program
         self.recipes: dict[str, Recipe] = {}  # by the path of the node
 
     def program(self) -> fx.GraphModule:
         for record in self.graph.inputs():
             node = self.root.placeholder(record.path.split(".", 1)[1], Value(record.path))
             self.root.bind(record, node, bool(record.attrs["list"]))
-        order = steps(self.graph)
-        self.places = _places([item.block for item in order if item.block], self.containers)
-        for item in order:
+        for item in steps(self.graph):
             if item.block:
                 self.block(item)
             elif item.records[0].op == OUTPUT:
                 self.root.fx.output(self.outputs(item.records[0]))
             elif item.records[0].op != INPUT:
                 self.root.call(item.records[0])
-        roots = dict(self.containers.named_children())
-        roots.pop("blocks")
-        roots |= self.folded(self.root)
-        module = _module(self.root.fx, {**roots, **self.blocks}, self.graph.name)
+        roots = {**dict(self.containers.named_children()), **self.folded(self.root)}
+        module = _module(self.root.fx, roots, self.graph.name)
         if self.recipes:
             recipes = list(self.recipes.values())
             module.register_forward_pre_hook(Folded(recipes, self.groups(), self.containers))
@@ -182,7 +181,7 @@ class _Lowering:
             return {}
         module = nn.Module()
         for name, record in scope.once.items():
-            module.register_buffer(name, torch.empty(0), persistent=False)
+            module.register_buffer(name, _UNMADE, persistent=False)
             self.recipes[record.path] = Recipe(
                 module=module,
                 name=name,
@@ -204,7 +203,7 @@ class _Lowering:
         return found
 
     def block(self, item: Step) -> None:
-        """Makes a block's GraphModule and calls it."""
+        """Makes a block's GraphModule, gives it to the block, and calls that."""
         scope = _Scope(self.graph, item.block, self.kernels)
         outside = self._read_from_outside(item)
         for value in outside:
@@ -214,16 +213,19 @@ class _Lowering:
         results = self._read_outside(item)
         made = [scope.values[value] for value in results]
         scope.fx.output(made[0] if len(made) == 1 else tuple(made))
-        module = self.containers.get_submodule(".".join(item.block.split(".")[-2:]))
-        children = {**dict(module.named_children()), **self.folded(scope)}
-        place = self.places[item.block]
-        self.blocks[place] = made_block = _module(scope.fx, children, item.block)
+        place = ".".join(item.block.split(".")[-2:])
+        block = self.containers.get_submodule(place)
+        assert isinstance(block, Block)
+        children = {**dict(block.named_children()), **self.folded(scope)}
+        made_block = _module(scope.fx, children, item.block)
+        block.graphs[self.key, item.block] = made_block
         again = [each for each in scope.fx.nodes if each.meta.get("path") in self.graph.recompute]
         if again:
             recompute(made_block, [each.name for each in again])
         arguments = tuple(self.root.values[value] for value in outside)
         name = self.root.name(item.block)
-        call = self.root.fx.create_node("call_module", place, arguments, {}, name)
+        which: dict[str, Any] = {"program": self.key, "path": item.block}
+        call = self.root.fx.create_node("call_module", place, arguments, which, name)
         call.meta["path"] = item.block
         for port, value in enumerate(results):
             self.root.values[value] = (
@@ -261,7 +263,7 @@ class _Lowering:
         ]
 
     def outputs(self, record: Record) -> Any:
-        """A value, or a tuple of values, lists (`cache`) and mappings (`metrics_count`, taps)."""
+        """A value, or a tuple of values, lists (`cache`) and mappings (metrics of a loss, taps)."""
         taps = list(record.attrs.get("taps", ()))
         found: dict[str, Any] = {}
         tapped: dict[str, fx.Node] = {}
@@ -272,11 +274,13 @@ class _Lowering:
                 node = [self.root.values[value] for value in given]
             if name.startswith("tap") and taps:
                 tapped[taps[int(name[3:])]] = node
+            elif name == "loss":
+                found |= {name: node, "metrics": {}}
             elif name == "metrics_load":
                 loads = dict(zip(record.attrs["loads"], node, strict=True))
-                found.setdefault("metrics", {})["load"] = loads
+                found["metrics"]["load"] = loads
             elif name.startswith("metrics_"):
-                found.setdefault("metrics", {})[name.removeprefix("metrics_")] = node
+                found["metrics"][name.removeprefix("metrics_")] = node
             else:
                 found[name] = node
         results = [*found.values(), *([tapped] if tapped else [])]
@@ -293,30 +297,22 @@ def _numbered(name: str) -> Iterator[str]:
         yield f"{name}_{i}"
 
 
-def _places(blocks: Sequence[str], containers: nn.Module) -> dict[str, str]:
-    """Where the modules of blocks stand in a program: under their paths, but never in a module that
-    holds parameters, which all programs share, whatever a pass is called (`embed.blocks.0`).
-    """
-    whole = fx.GraphModule(nn.Module(), fx.Graph())
-    held = {name for name, _ in containers.named_children()} - {"blocks"} | {"folded"}
-    taken = {block.partition(".")[0] for block in blocks}
-    found = {}
-    for first in sorted(taken):
-        name = first
-        if first in held or hasattr(whole, first):
-            free = (n for n in _numbered(first) if n not in held | taken and not hasattr(whole, n))
-            name = next(free)
-            taken.add(name)
-        found[first] = name
-    split = [block.partition(".") for block in blocks]
-    return {first + dot + rest: found[first] + dot + rest for first, dot, rest in split}
+def _free(name: str, containers: nn.Module) -> str:
+    """The name of a program, with a number where blocks have one of that name."""
+    taken = {
+        program
+        for each in containers.modules()
+        if isinstance(each, Block)
+        for program, _ in each.graphs
+    }
+    return next(each for each in _numbered(name) if each not in taken)
 
 
 def _module(graph: fx.Graph, children: Mapping[str, nn.Module], name: str) -> fx.GraphModule:
     """A GraphModule around the given modules themselves: parameters are shared, not copied."""
     module = fx.GraphModule(nn.Module(), fx.Graph(), class_name=_class_name(name))
     for path, child in children.items():
-        _attach(module, path, child)
+        module.add_module(path, child)
     read_together(graph)
     module.graph = graph
     graph.lint()
@@ -325,12 +321,3 @@ def _module(graph: fx.Graph, children: Mapping[str, nn.Module], name: str) -> fx
 
 def _class_name(name: str) -> str:
     return "".join(part.capitalize() for part in name.replace(".", "_").split("_"))
-
-
-def _attach(root: nn.Module, path: str, module: nn.Module) -> None:
-    *parents, last = path.split(".")
-    for name in parents:
-        if name not in root._modules:
-            root.add_module(name, nn.Module())
-        root = root.get_submodule(name)
-    root.add_module(last, module)

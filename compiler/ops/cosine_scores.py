@@ -26,11 +26,11 @@ def formula(x: Any, weight: Any, temperature: Any) -> Any:
     for at in np.ndindex(y.shape):
         a, b = x[at[:-1]], weight[at[-1]]
         y[at] = (a @ b) / (np.sqrt(a @ a) * np.sqrt(b @ b))
-    return y / max(temperature, 0.01)
+    return y / max(temperature[0], 0.01)
 
 
 OP = Op(
-    signature="x[*,D], weight[X,D], temperature[] -> logits[*,X]",
+    signature="x[*,D], weight[X,D], temperature[1] -> logits[*,X]",
     reference=cosine_scores,
     formula=formula,
     doc="Cosine of x and the vector of every expert, over a temperature of at least 0.01.",
@@ -39,17 +39,18 @@ OP = Op(
     tokenwise=("x",),
     saves=("x",),
     samples=[
-        Sample(shapes={"x": (2, 3, 4), "weight": (5, 4), "temperature": ()}),
+        Sample(shapes={"x": (2, 3, 4), "weight": (5, 4), "temperature": (1,)}),
         Sample(
-            shapes={"x": (3, 4), "weight": (2, 4), "temperature": ()}, values={"temperature": 0.005}
+            shapes={"x": (3, 4), "weight": (2, 4), "temperature": (1,)},
+            values={"temperature": 0.005},
         ),
         Sample(
-            shapes={"x": (3, 4), "weight": (2, 4), "temperature": ()}, values={"temperature": 0.5}
+            shapes={"x": (3, 4), "weight": (2, 4), "temperature": (1,)}, values={"temperature": 0.5}
         ),
     ],
     rejects=[
         Reject(
-            shapes={"x": (2, 4), "weight": (5, 3), "temperature": ()},
+            shapes={"x": (2, 4), "weight": (5, 3), "temperature": (1,)},
             error="D is 4 in x but 3 in weight",
         )
     ],

@@ -21,7 +21,7 @@ def formula(z: Any, scale: Any, bias: Any, *, factor: float, eps: float) -> Any:
 
 
 OP = Op(
-    signature="z[*,N], scale[], bias[N] -> weights[*,N,1]",
+    signature="z[*,N], scale[1], bias[N] -> weights[*,N,1]",
     reference=lane_gate,
     formula=formula,
     doc="factor * sigmoid(scale z + bias) + eps in at least float32, cast back.",
@@ -35,17 +35,19 @@ OP = Op(
     saves=("z",),
     samples=[
         Sample(
-            shapes={"z": (2, 3, 4), "scale": (), "bias": (4,)}, attrs={"factor": 1.0, "eps": 1e-6}
+            shapes={"z": (2, 3, 4), "scale": (1,), "bias": (4,)}, attrs={"factor": 1.0, "eps": 1e-6}
         ),
-        Sample(shapes={"z": (3, 2), "scale": (), "bias": (2,)}, attrs={"factor": 2.0, "eps": 0.0}),
+        Sample(
+            shapes={"z": (3, 2), "scale": (1,), "bias": (2,)}, attrs={"factor": 2.0, "eps": 0.0}
+        ),
     ],
     rejects=[
         Reject(
-            shapes={"z": (2, 3, 4), "scale": (), "bias": (5,)}, error="N is 4 in z but 5 in bias"
+            shapes={"z": (2, 3, 4), "scale": (1,), "bias": (5,)}, error="N is 4 in z but 5 in bias"
         ),
         Reject(
-            shapes={"z": (2, 3, 4), "scale": (1,), "bias": (4,)},
-            error="scale has 1 axes, needs []: [1]",
+            shapes={"z": (2, 3, 4), "scale": (), "bias": (4,)},
+            error="scale has 0 axes, needs [1]: []",
         ),
     ],
     cite="arXiv:2512.24880",

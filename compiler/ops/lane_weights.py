@@ -20,12 +20,12 @@ def formula(dynamic: Any = None, scale: Any = None, static: Any = None) -> Any:
 
     if dynamic is None:
         return static
-    y = np.einsum("...,->...", dynamic, 1.0 if scale is None else scale)
+    y = np.einsum("...,s->...", dynamic, np.ones(1) if scale is None else scale)
     return y if static is None else np.add(y, static)
 
 
 OP = Op(
-    signature="dynamic?[*,N,C], scale?[], static?[N,C] -> weights[*,N,C]",
+    signature="dynamic?[*,N,C], scale?[1], static?[N,C] -> weights[*,N,C]",
     reference=lane_weights,
     formula=formula,
     doc="static + scale * dynamic, of what is given: the weights of lane n in C sums.",
@@ -34,8 +34,8 @@ OP = Op(
     tokenwise=("dynamic",),
     saves=("dynamic",),
     samples=[
-        Sample(shapes={"dynamic": (2, 3, 4, 5), "scale": (), "static": (4, 5)}),
-        Sample(shapes={"dynamic": (2, 3, 4, 5), "scale": ()}),
+        Sample(shapes={"dynamic": (2, 3, 4, 5), "scale": (1,), "static": (4, 5)}),
+        Sample(shapes={"dynamic": (2, 3, 4, 5), "scale": (1,)}),
         Sample(shapes={"dynamic": (2, 3, 4, 1), "static": (4, 1)}),
         Sample(shapes={"static": (4, 5)}),
     ],

@@ -15,11 +15,11 @@ def scale(x: Any, factor: Any) -> Any:
 def formula(x: Any, factor: Any) -> Any:
     import numpy as np
 
-    return np.einsum("...,->...", x, factor)
+    return np.einsum("...,f->...", x, factor)
 
 
 OP = Op(
-    signature="x[*], factor[] -> y[*]",
+    signature="x[*], factor[1] -> y[*]",
     reference=scale,
     formula=formula,
     doc="x times one number, as ReZero has it on what a sublayer puts out.",
@@ -27,11 +27,11 @@ OP = Op(
     flops=lambda n: n["*"],
     tokenwise=("x",),
     saves=("x",),
-    samples=[Sample(shapes={"x": (2, 3), "factor": ()})],
+    samples=[Sample(shapes={"x": (2, 3), "factor": (1,)})],
     rejects=[
         Reject(
             shapes={"x": (2, 3), "factor": (3,)},
-            error="factor has 1 axes, needs []: [3]",
+            error="factor has 3 where 1 is needed",
         )
     ],
     cite="arXiv:2003.04887",

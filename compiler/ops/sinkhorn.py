@@ -64,7 +64,7 @@ def _sample(
     lead: tuple[int, ...], n: int, start: str, iterations: int, transpose: bool, eps: float = 1e-6
 ) -> Sample:
     return Sample(
-        shapes={"z": (*lead, n * n), "scale": (), "bias": (n * n,)},
+        shapes={"z": (*lead, n * n), "scale": (1,), "bias": (n * n,)},
         attrs={
             "count": n,
             "start": start,
@@ -76,7 +76,7 @@ def _sample(
 
 
 OP = Op(
-    signature="z[*,N*N], scale[], bias[N*N] -> weights[*,N,N]",
+    signature="z[*,N*N], scale[1], bias[N*N] -> weights[*,N,N]",
     reference=sinkhorn,
     formula=formula,
     doc=(
@@ -104,7 +104,7 @@ OP = Op(
     ],
     rejects=[
         Reject(
-            shapes={"z": (2, 3, 8), "scale": (), "bias": (8,)},
+            shapes={"z": (2, 3, 8), "scale": (1,), "bias": (8,)},
             attrs={"count": 2},
             error="N is 2 in attributes but 4 in z",
         )

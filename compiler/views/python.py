@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from torch import fx
 
 from multiway.compiler.lowering.codegen import plain_code
+from multiway.runtime.block import calls_of
+
+# fx writes a call of block 1: getattr(self.blocks, "1")(x, program = 'loss', path = 'blocks.1')
+_CALL = re.compile(r"""getattr\(self\.blocks, "\d+"\)\((.*), program = '.*', path = '(.*)'\)""")
 
 _HEADER = '''"""{name}, head {head}: written by multiway {version}.
 
@@ -34,21 +38,15 @@ def assemble(program: str, model: nn.Module) -> nn.Module:
     """A program around the parameters of a model that has them under their spec paths."""
     parts = PROGRAMS[program]
     root = parts[""]()
+    root.calls = {}
     for name, child in model.named_children():
-        if name != "blocks":
-            root.add_module(name, child)
+        root.add_module(name, child)
     for path, part in parts.items():
         if path:
-            *parents, last = path.split(".")
-            parent = root
-            for name in parents:
-                if name not in parent._modules:
-                    parent.add_module(name, nn.Module())
-                parent = parent.get_submodule(name)
-            block = part()
-            for name, child in model.get_submodule("blocks." + last).named_children():
+            root.calls[path] = block = part()
+            place = ".".join(path.split(".")[-2:])
+            for name, child in model.get_submodule(place).named_children():
                 block.add_module(name, child)
-            parent.add_module(last, block)
     return root
 '''
 
@@ -61,7 +59,7 @@ def listing(programs: Mapping[str, fx.GraphModule], *, name: str, head: str, ver
     table: dict[str, dict[str, str]] = {}
     for program, module in programs.items():
         table[program] = {}
-        for path, part in [*_blocks(module), ("", module)]:
+        for path, part in [*calls_of(module), ("", module)]:
             code = readable(part)
             if code not in classes:
                 classes[code] = _class_name(program, path)
@@ -70,15 +68,11 @@ def listing(programs: Mapping[str, fx.GraphModule], *, name: str, head: str, ver
     return text + _FOOTER.replace("{programs}", _table(table))
 
 
-def _blocks(module: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
-    for path, child in module.named_modules():
-        if path and isinstance(child, fx.GraphModule):
-            yield path, child
-
-
 def readable(module: fx.GraphModule) -> str:
-    """Its code without the lines' `x = None` tails, calling `ops.linear` and so on."""
-    code = re.sub(r";  (\w+ = )+None(?=$|\n)", "", plain_code(module.graph))
+    """Its code without the lines' `x = None` tails, calling `ops.linear` and so on; blocks by path:
+    `self.calls["blocks.1"](x)`."""
+    code = _CALL.sub(r'self.calls["\2"](\1)', plain_code(module.graph))
+    code = re.sub(r";  (\w+ = )+None(?=$|\n)", "", code)
     code = code.replace("multiway_kernels_", "kernels.")
     return code.replace("multiway_ops_", "ops.").strip()
 

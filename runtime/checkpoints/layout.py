@@ -13,12 +13,16 @@ from multiway.runtime.checkpoints.rename import Pair
 def held(pair: Pair, own: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     """Our tensors that lie in one of a foreign file: views."""
     found = [own[name] for name in pair.ours]
+    if pair.scalar and found[0].shape == (1,):
+        return [each[0] for each in found]
     return found if pair.entry is None else [each[pair.entry] for each in found]
 
 
 def held_shapes(pair: Pair, own: Mapping[str, torch.Tensor]) -> list[torch.Size]:
     """Their shapes."""
     shapes = [own[name].shape for name in pair.ours]
+    if pair.scalar and shapes[0] == (1,):
+        return [torch.Size([])] * len(shapes)
     return shapes if pair.entry is None else [shape[1:] for shape in shapes]
 
 

@@ -12,6 +12,7 @@
     entries:  one of ours is a stack of several of theirs, an expert each: `each: {e: experts}` lets
               {e} in theirs run over the first axis of ours, which is as long as that dim says.
               `without` has patterns of ours that are no stacks
+    scalars:  patterns of ours that are a single number in theirs, with no axis, where ours has [1]
     ignore:   patterns of theirs that nothing reads
 
 `{2*i+1}` works out a number. `when:` limits an entry to specs with that wiring, or one of several;
@@ -21,6 +22,7 @@ Both directions follow from one table.
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 import re
 from collections.abc import Iterable, Mapping
@@ -41,6 +43,7 @@ class Pair:
     transpose: bool = False  # theirs has the last two axes exchanged
     flat: bool = False  # theirs is one row of numbers
     entry: int | None = None  # theirs is this one of the first axis of ours
+    scalar: bool = False  # where ours is [1], theirs has no axis
 
     @property
     def plain(self) -> bool:
@@ -63,6 +66,7 @@ class RenameTable:
         self.stacked = [entry for entry in data.get("stacked", ()) if self._holds(entry)]
         self.entries = [entry for entry in data.get("entries", ()) if self._holds(entry)]
         self.names = dict(data["names"])
+        self.scalars = tuple(data.get("scalars", ()))
         self.ignored = [
             pattern
             for entry in data.get("ignore", ())
@@ -101,7 +105,12 @@ class RenameTable:
             if not several:
                 unknown.append(path)
             found |= {pair.theirs: pair for pair in several}
-        return list(found.values()), unknown
+        return [self._marked(pair) for pair in found.values()], unknown
+
+    def _marked(self, pair: Pair) -> Pair:
+        """The pair, which knows whether its numbers have an axis in theirs."""
+        scalar = any(fnmatch.fnmatchcase(pair.ours[0], pattern) for pattern in self.scalars)
+        return dataclasses.replace(pair, scalar=True) if scalar else pair
 
     def _entries(self, path: str) -> list[Pair]:
         """A pair for each of theirs that a parameter is a stack of."""

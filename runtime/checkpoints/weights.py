@@ -21,6 +21,7 @@ from multiway.specs.errors import MultiwayError, nearest
 FORMAT = "multiway"
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 _SHOWN = 400  # names listed for one kind of mismatch; more than any real difference
+_NUMBERS = {torch.Size([]), torch.Size([1])}  # shapes of one number: files have either
 _HEAD_PARTS = ("heads.", "output.")  # parameters whose presence depends on the head
 
 
@@ -108,7 +109,7 @@ def load_weights(
             for name, target, part in zip(pair.ours, targets, parts, strict=True):
                 if name in plan.loaded.resized:
                     part = resize_positions(part, target.shape[0], keep=plan.kept_rows(name))
-                target.copy_(part)
+                target.copy_(part.reshape(target.shape))  # a number may have an axis or none
     model.random = False
     return plan.loaded
 
@@ -154,7 +155,7 @@ class _Plan:
                 self.missing.append(pair.theirs + ours)
             return
         found, wanted = self.checkpoint.shape(pair.theirs), self.wanted(pair)
-        if found != wanted:
+        if found != wanted and {found, wanted} != _NUMBERS:
             if not pair.plain or not self.resizable(pair.ours[0], found):
                 self.misshaped.append(f"{pair.theirs} is {list(found)}, needs {list(wanted)}")
                 return

@@ -3,14 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
+from multiway.specs.errors import MultiwayError
 
-class WideParameters(nn.Module):
-    """A module of whose own parameters some are float32 or wider in a model of any type.
+
+class Parameters(nn.Module):
+    """The parameters of one part of a model, under their names. It is never called: one call of a
+    program reads the parameters of several parts, so a hook here would never run.
+
+    kind: the op that reads them, as `repr(model)` shows it.
+    """
+
+    kind = ""
+
+    def forward(self, *_: Any, **__: Any) -> NoReturn:
+        raise _holds("cannot be called")
+
+    def register_forward_hook(self, *_: Any, **__: Any) -> NoReturn:
+        raise _holds("takes no hooks")
+
+    register_forward_pre_hook = register_forward_hook
+    register_full_backward_hook = register_forward_hook
+    register_full_backward_pre_hook = register_forward_hook
+    register_backward_hook = register_forward_hook
+
+    def _get_name(self) -> str:
+        return self.kind or type(self).__name__
+
+    def extra_repr(self) -> str:
+        return ", ".join(
+            f"{name} {list(p.shape)}" for name, p in self._parameters.items() if p is not None
+        )
+
+
+def _holds(refused: str) -> MultiwayError:
+    return MultiwayError.one(
+        "holds-parameters",
+        f"a part of a block or a head holds parameters only, and {refused}: a program reads the "
+        "parameters of several parts in one call",
+        place="model",
+        expected="a value inside a block by compile(..., taps=[...]), a hook on the model or on "
+        "model.blocks[i], or a hook on the parameter itself",
+    )
+
+
+class WideParameters(Parameters):
+    """Parameters of which some are float32 or wider in a model of any type.
 
     wide: their names. They follow to other devices and to wider types, and `half()`, `bfloat16()`,
     `to(dtype)` of this module, or of one around it, leave them float32: a bias that moves by steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from multiway.runtime.kernels.kernel import transforms
 from multiway.runtime.kernels.versions import Version, counted, unchanged, version_of
 from multiway.runtime.parameters.lookup import Reads
+from multiway.specs.errors import MultiwayError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,19 @@ class Recipe:
     name: str
     function: Callable[..., Tensor]
     parameters: Mapping[str, str]  # role to spec path
+
+
+def refuse_parts(parameters: Sequence[Tensor]) -> None:
+    """Raises MultiwayError where a process holds a part of each parameter only: what is kept of
+    them before the first block runs would be of the part."""
+    sharding = sys.modules.get("torch.distributed.tensor")
+    if sharding is not None and any(isinstance(each, sharding.DTensor) for each in parameters):
+        raise MultiwayError.one(
+            "sharded",
+            "a program for inference keeps copies of weights, which FSDP has divided",
+            place="model",
+            expected="mode='train' for a model that is sharded",
+        )
 
 
 class Folded:
@@ -46,7 +61,12 @@ class Folded:
     def __call__(self, *_: Any) -> None:
         """Brings the buffers up to date: a hook in front of the program's forward."""
         found = self._reads.of(self.containers)
+        if torch.compiler.is_compiling():  # made in every call: a graph sees no change of a weight
+            self._make(dict(zip(self._reads.paths, found, strict=True)))
+            self._made_from = None
+            return
         if self._made_from is None or transforms() or not unchanged(self._made_from, found):
+            refuse_parts(found)
             parameters = dict(zip(self._reads.paths, found, strict=True))
             # What takes part in differentiation is made for this call alone.
             if transforms() or (torch.is_grad_enabled() and any(x.requires_grad for x in found)):

@@ -23,18 +23,23 @@ def parameters(module: nn.Module, paths: Sequence[str]) -> Sequence[Tensor]:
     They are what attribute access gives, also after a parameter or a module on the way has been
     replaced. Raises AttributeError where there is none.
     """
-    if torch.compiler.is_compiling():  # a compiler follows attributes and guards them
-        return [_attribute(module, path) for path in paths]
+    if torch.compiler.is_compiling():
+        return _attributes(module, paths)
     kept: Reads | None = module.__dict__.get(_KEPT)
     if kept is None or kept.paths is not paths:
         kept = module.__dict__[_KEPT] = Reads(paths)
     return kept.of(module)
 
 
-def _attribute(module: Any, path: str) -> Any:
-    for name in path.split("."):
-        module = getattr(module, name)
-    return module
+def _attributes(module: Any, paths: Sequence[str]) -> list[Any]:
+    """As a compiler wants it, which follows attributes and guards them."""
+    found = []
+    for path in paths:
+        at = module
+        for name in path.split("."):
+            at = getattr(at, name)
+        found.append(at)
+    return found
 
 
 class Reads:
@@ -50,6 +55,8 @@ class Reads:
 
     def of(self, module: nn.Module) -> list[Tensor]:
         """What `parameters` gives."""
+        if torch.compiler.is_compiling():
+            return _attributes(module, self.paths)
         if not self._hold(module):
             self._find(module)
         try:

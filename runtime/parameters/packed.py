@@ -13,6 +13,7 @@ from torch import nn
 from multiway.runtime import memory
 from multiway.runtime.kernels.linear import prepacked
 from multiway.runtime.kernels.versions import same
+from multiway.runtime.parameters.derived import refuse_parts
 from multiway.runtime.parameters.lookup import Reads
 
 ROOM = 0.5  # of the memory that is free: copies that take more are not made
@@ -45,6 +46,7 @@ class Packing:
         parameters = self._reads.of(self.containers)
         buffers = [getattr(each.module, each.name) for each in self._buffers]
         if not same(self._told, found := [*parameters, *buffers]):
+            refuse_parts(parameters)
             self._tell(iter(parameters), iter(buffers))
             self._told = [weakref.ref(each) for each in found]
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 MAX_INPUTS = 16  # a head may have a program for every subset of them
 
 # What programs call their own inputs; `text_padding` is the padding mask of `text`.
-_PROGRAM_INPUTS = ("labels", "cache", "positions", "self", "getattr")
+_PROGRAM_INPUTS = ("labels", "cache", "positions", "program", "self", "getattr")
 _ENDINGS = ("_padding", "_masked", "_positions")
 # Where the parameters of a model stand. A pass over one input has a module of the input's name
 # beside them, as the towers of `contrastive` do.

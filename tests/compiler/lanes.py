@@ -110,7 +110,7 @@ class Stack:
         d = self.width // (self.count if self.kind == "frac" else 1)
         shapes = {"weight": (d,), "bias": (d,)}
         z = self.node(f"{path}.lane_norm", "layer_norm", {"x": lanes}, shapes, eps=1e-5)
-        scales: list[Sequence[int] | str] = [(), f"{path}.read_weights.scale", ()]
+        scales: list[Sequence[int] | str] = [(1,), f"{path}.read_weights.scale", (1,)]
         found = []
         for i, (name, c) in enumerate((("read", self.reads), ("mix", self.count), ("write", 1))):
             p = f"{path}.{name}"
@@ -127,7 +127,7 @@ class Stack:
         write = self._gate(path, "write", v, 2.0, 0.0)
         shapes = {"weight": (n * n, n * self.width)}
         z = self.node(f"{path}.mix_linear", "linear", {"x": v}, shapes)
-        roles = {"scale": (), "bias": (n * n,)}
+        roles = {"scale": (1,), "bias": (n * n,)}
         attrs = {"count": n, **(self.balance or BALANCE)}
         mix = self.node(f"{path}.mix_weights", "sinkhorn", {"z": z}, roles, **attrs)
         return [read, mix, write]
@@ -140,7 +140,7 @@ class Stack:
         n = self.count
         shapes = {"weight": (n, n * self.width)}
         z = self.node(f"{path}.{name}_linear", "linear", {"x": v}, shapes)
-        roles = {"scale": (), "bias": (n,)}
+        roles = {"scale": (1,), "bias": (n,)}
         given = {"factor": factor, "eps": eps}
         return self.node(f"{path}.{name}_gate", "lane_gate", {"z": z}, roles, **given)
 

@@ -242,9 +242,10 @@ def print_graph(file: Path, program: str) -> str:
 
 def print_code(file: Path, program: str, block: str = "") -> str:
     from multiway.compiler.views.python import readable
+    from multiway.runtime.block import calls_of
 
-    module = mw.compile(spec_of(file), fuse=False).programs[program].get_submodule(block)
-    return readable(module)
+    module = mw.compile(spec_of(file), fuse=False).programs[program]
+    return readable(dict(calls_of(module))[block] if block else module)
 
 
 def print_block(file: Path, name: str, head: str, block: str, stage: str) -> str:
@@ -259,10 +260,10 @@ def print_block(file: Path, name: str, head: str, block: str, stage: str) -> str
 def print_fused(file: Path, name: str, head: str, block: str) -> str:
     """The code of a block of a zoo entry's main program, as it runs."""
     from multiway.compiler.views.python import readable
+    from multiway.runtime.block import calls_of
 
     model = mw.compile(name, head=head, device="meta")
-    module = next(iter(model.programs.values())).get_submodule(block)
-    return readable(module)
+    return readable(dict(calls_of(next(iter(model.programs.values()))))[block])
 
 
 def print_passes(file: Path) -> str:

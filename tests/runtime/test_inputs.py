@@ -273,15 +273,21 @@ def test_inputs_come_in_the_order_of_the_program_whatever_the_order_given() -> N
         Expected(name="b_padding", shape=("B", 2), dtype="bool"),
         Expected(name="b", shape=("B", 2), dtype="float"),
     ]
-    found = check_inputs("p", expected, {"b": torch.zeros(3, 2), "a": torch.zeros(3).int()})
-    assert list(found) == ["a", "b_padding", "b"]
-    assert found["b_padding"].shape == (3, 2)
-    assert found["b_padding"].dtype == torch.bool
+    a, b = torch.zeros(3).int(), torch.zeros(3, 2)
+    for args, given in (((), {"b": b, "a": a}), ((a,), {"b": b}), ((a, None, b), {})):
+        found = check_inputs("p", expected, args, given)
+        assert found[0] is a and found[2] is b
+        assert found[1].shape == (3, 2) and found[1].dtype == torch.bool
 
 
 def test_a_program_that_is_not_there(lm: Model) -> None:
+    assert error(lm, "encode", tokens=TOKENS) == (
+        "mudd-pythia-test: error[unknown-program]: head 'lm' has no program 'encode'\n"
+        "  expected: one of forward, loss, prefill, decode\n"
+        "  nearest:  decode"
+    )
     with pytest.raises(KeyError, match="no program 'encode'; there are forward, loss, prefill"):
-        lm.run("encode", tokens=TOKENS)
+        lm.programs["encode"]
 
 
 def test_nothing_is_checked_when_a_program_is_called_itself(lm: Model) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import multiway as mw
-from multiway.runtime.checkpoints.layout import held_shapes, laid_shape
+from multiway.runtime.checkpoints.layout import held, held_shapes, laid_shape
 from multiway.runtime.model import Model
 from multiway.specs.errors import MultiwayError
 from multiway.zoo import catalogue
@@ -63,7 +63,7 @@ def test_foreign_names_are_read(name: str, head: str, suffix: str, tmp_path: Pat
     under = family.unwrap[0] if family.unwrap else ""
     mw.import_weights(model, write(tensors, tmp_path / f"w{suffix}", under=under))
     for pair in single:
-        assert torch.equal(own[pair.ours[0]], tensors[pair.theirs]), pair
+        assert torch.equal(held(pair, own)[0], tensors[pair.theirs]), pair
     for pair in pairs:
         if pair.entry is not None:
             assert torch.equal(own[pair.ours[0]][pair.entry], tensors[pair.theirs]), pair

@@ -70,8 +70,8 @@ def _declare_hyper(declared: Declared, lanes: Lanes, weights: Hyper, site: Site)
             declared.linear(at, out=columns, width=width, bias=False, part=dynamic, init=ZEROS)
     if dynamic is not None:
         start = Init(kind="constant", value=dynamic.scale)
-        declared.add(f"{path}.scale", (), start, dynamic)
-        declared.add(f"{path}.write.scale", (), start, dynamic)
+        declared.add(f"{path}.scale", (1,), start, dynamic)
+        declared.add(f"{path}.write.scale", (1,), start, dynamic)
 
 
 def _declare_manifold(declared: Declared, lanes: Lanes, weights: Manifold, site: Site) -> None:
@@ -82,7 +82,7 @@ def _declare_manifold(declared: Declared, lanes: Lanes, weights: Manifold, site:
         start = initial_or(weights.init, (out, total), NORMAL)
         declared.linear(at, out=out, width=total, bias=False, part=weights, init=start)
         scale = Init(kind="constant", value=weights.scale)
-        declared.add(f"{at}.scale", (), scale, weights)
+        declared.add(f"{at}.scale", (1,), scale, weights)
         mixing = weights.sinkhorn if kind == "mix" else None
         bias = diagonal(mixing.diagonal) if mixing is not None else ZEROS
         declared.add(f"{at}.bias", (out,), bias, weights)

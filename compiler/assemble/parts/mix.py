@@ -28,8 +28,8 @@ def declare(declared: Declared, name: str, mix: Mix, site: Site) -> None:
         depth_attention.declare(declared, mix.router, found)
     for way in found.ways:
         if mix.gate is not None:
-            init = initial_or(mix.gate.init, (), ZEROS)
-            declared.add(f"{found.path}.gate.{way}", (), init, mix.gate)
+            init = initial_or(mix.gate.init, (1,), ZEROS)
+            declared.add(f"{found.path}.gate.{way}", (1,), init, mix.gate)
         if mix.sum_norm is not None and way in mix.sum_norm.streams:
             path = f"{found.path}.sum_norm.{way}"
             plain_norm.declare(declared, path, mix.sum_norm, width=spec.width)

@@ -21,7 +21,7 @@ def declare(declared: Declared, site: Site) -> None:
     path, residual = f"{site.path}.residual", spec.wiring.residual
     if residual is not None:
         if (gain := residual.gain) is not None:
-            shape = () if gain.over == "sublayer" else (width,)
+            shape = (1,) if gain.over == "sublayer" else (width,)
             declared.add(f"{path}.gain", shape, initial_or(gain.init, shape, ONES), gain)
         if residual.balance:
             declared.add(f"{path}.balance", (2,), ZEROS, residual)

@@ -37,7 +37,7 @@ def declare(declared: Declared, path: str, experts: Chosen | None, *, width: int
         shape = (experts.count, router.width)
         declared.add(f"{path}.weight", shape, start_of("cosine_scores", "weight"), router)
         start = Init(kind="constant", value=router.temperature)
-        declared.add(f"{path}.temperature", (), start, router)
+        declared.add(f"{path}.temperature", (1,), start, router)
     else:
         declared.linear(path, out=experts.count, width=width, bias=router.bias, part=router)
     if isinstance(experts, TopK) and experts.balance_bias is not None:

@@ -162,7 +162,7 @@ def _of_parameters(inputs: Inputs, plan: Plan, parts: dict[str, Tensor]) -> list
             matrix = torch.addr(matrix, shift, inputs.bias)
         found += [each.clone() for each in torch.split(matrix, split)]
         found += [each.clone() for each in torch.split(shift, split)] if inputs.shifts else []
-        found += [each.sum() for each in torch.split(parts["scale"], split)]
+        found += [each.sum(0, keepdim=True) for each in torch.split(parts["scale"], split)]
         statics = parts["static"]
         statics = statics.view(-1, sum(split)) if inputs.statics else statics
         found += [each.clone() for each in torch.split(statics, split, -1)]

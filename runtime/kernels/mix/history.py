@@ -13,7 +13,7 @@ entry sees the whole gradient. Two threads must not run backward over one histor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -139,13 +139,23 @@ class Buffer:
 
 
 class History(list[Tensor]):
-    """A list of hiddens [..., D] that knows the source behind each."""
+    """A list of hiddens [..., D] that knows the source behind each.
+
+    A hidden without its source gets a new one: whoever maps the tensors of a list, as FSDP does,
+    makes `type(found)(tensors)`, and these have another history in autograd's graph.
+    """
 
     __slots__ = ("buffer", "sources")
 
-    def __init__(self, sources: list[Source], buffer: Buffer | None = None) -> None:
-        super().__init__([source.x for source in sources])
-        self.sources = sources
+    def __init__(
+        self, entries: Iterable[Source | Tensor] = (), buffer: Buffer | None = None
+    ) -> None:
+        self.sources: list[Source] = []
+        for each in entries:
+            if isinstance(each, Tensor):
+                each = Source(each, self.sources[-1] if self.sources else None)
+            self.sources.append(each)
+        super().__init__([source.x for source in self.sources])
         self.buffer = buffer
 
     def intact(self) -> bool:
@@ -243,11 +253,9 @@ def append(history: Sequence[Tensor] | None, x: Tensor, *, capacity: int = 0) ->
     as many at once and copy entries there; 0 for no such copy.
     """
     known = history if isinstance(history, History) and history.intact() else None
-    sources = [] if known is None else list(known.sources)
-    for each in [*(history or () if known is None else ()), x]:
-        sources.append(Source(each, sources[-1] if sources else None))
     buffer = None if known is None else known.buffer
-    return History(sources, buffer or (Buffer(capacity) if capacity else None))
+    before: Sequence[Source | Tensor] = known.sources if known else history or ()
+    return History([*before, x], buffer or (Buffer(capacity) if capacity else None))
 
 
 def mix(history: History, inputs: Inputs, plan: Plan) -> tuple[Tensor, ...]:

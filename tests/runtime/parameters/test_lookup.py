@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 import multiway as mw
 from multiway.compiler.lowering.codegen import plain_code, read_together
+from multiway.runtime.block import calls_of
 from multiway.runtime.parameters.lookup import parameters
 
 PATHS = ("norm.a.weight", "norm.a.bias", "norm.b.weight", "bias", "norm.kept")
@@ -129,9 +130,8 @@ def test_other_paths_of_the_same_module() -> None:
 
 def blocks() -> list[fx.GraphModule]:
     model = mw.compile("beit3-test", head="features")
-    found = [m for m in model.programs["forward"].modules() if isinstance(m, fx.GraphModule)]
-    assert len(found) > 1
-    return found
+    program = model.programs["forward"]
+    return [program, *dict(calls_of(program)).values()]
 
 
 def test_programs_read_their_parameters_together() -> None:
