@@ -26,7 +26,7 @@ def formula(x: Any, weight: Any, temperature: Any) -> Any:
     for at in np.ndindex(y.shape):
         a, b = x[at[:-1]], weight[at[-1]]
         y[at] = (a @ b) / (np.sqrt(a @ a) * np.sqrt(b @ b))
-    return y / max(temperature[0], 0.01)
+    return y / max(np.ravel(temperature)[0], 0.01)
 
 
 OP = Op(

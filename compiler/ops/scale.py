@@ -31,7 +31,7 @@ OP = Op(
     rejects=[
         Reject(
             shapes={"x": (2, 3), "factor": (3,)},
-            error="factor has 3 where 1 is needed",
+            error="factor: 3 should be 1",
         )
     ],
     cite="arXiv:2003.04887",

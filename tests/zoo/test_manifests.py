@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import multiway as mw
+from multiway.runtime.checkpoints.layout import held_shapes
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared" / "golden" / "manifests"
 MANIFESTS = sorted(SHARED.glob("*.json"))
@@ -38,9 +39,11 @@ def test_names_and_shapes_map_both_ways(path: Path) -> None:
     data = json.loads(path.read_text())
     entry, head = entry_of(path.stem)
     model = mw.compile(entry, head=head, device="meta")
-    own = {name: list(p.shape) for name, p in model.named_parameters()}
+    own = dict(model.named_parameters())
     pairs, unknown = mw.rename_table(model.spec).pairs(own)
     assert unknown == []
-    assert {pair.theirs: own[pair.ours[0]] for pair in pairs} == dict(data["state_dict"])
+    assert {pair.theirs: list(held_shapes(pair, own)[0]) for pair in pairs} == dict(
+        data["state_dict"]
+    )
     assert sorted(name for pair in pairs for name in pair.ours) == sorted(own)
     assert sum(p.numel() for p in model.parameters()) == data["num_parameters"]

@@ -30,6 +30,7 @@ from multiway.compiler.lowering.containers import containers_for
 from multiway.compiler.lowering.lower import lower
 from multiway.compiler.views.picture import to_html, to_svg
 from multiway.compiler.views.text import Fold, to_text, visible
+from multiway.runtime.block import calls_of
 from multiway.specs.errors import MultiwayError
 
 MUDD = "mudd-pythia-test"
@@ -219,13 +220,12 @@ def test_lowered_code_reads_the_parameters_of_the_graph(program: str) -> None:
     graph = graph_of(program=program)
     module = lowered(graph)
     read = set()
-    for path, part in module.named_modules():
-        if isinstance(part, torch.fx.GraphModule):
-            prefix = f"{path}." if path else ""
-            read |= {prefix + str(n.target) for n in part.graph.nodes if n.op == "get_attr"}
-            kinds = [n.op for n in part.graph.nodes]
-            called = next(i for i, kind in enumerate(kinds) if kind.startswith("call_"))
-            assert "get_attr" not in kinds[called:]  # between products, a look costs more
+    for path, part in [("", module), *calls_of(module)]:
+        prefix = f"{path}." if path else ""
+        read |= {prefix + str(n.target) for n in part.graph.nodes if n.op == "get_attr"}
+        kinds = [n.op for n in part.graph.nodes]
+        called = next(i for i, kind in enumerate(kinds) if kind.startswith("call_"))
+        assert "get_attr" not in kinds[called:]  # between products, a look costs more
     assert read == {path for record in graph for path in record.params.values()}
 
 

@@ -17,6 +17,7 @@ from multiway.compiler.lowering.check import corresponds
 from multiway.compiler.lowering.dispatch import callee, fast, widths_of
 from multiway.compiler.pipeline import Options, run
 from multiway.compiler.views.report import kernel_use
+from multiway.runtime.block import calls_of
 from multiway.runtime.kernels import kernels
 from multiway.runtime.kernels.kernel import Kernel
 from multiway.runtime.model import Model
@@ -55,7 +56,7 @@ def test_a_program_calls_the_reference_where_a_kernel_does_not_fit(replaced: Rep
     replaced(OP, fits=fits, takes=takes)
     model = mw.compile("pythia-test")
     program = model.programs["forward"]
-    blocks = [each for each in program.modules() if isinstance(each, torch.fx.GraphModule)]
+    blocks = [code for _, code in calls_of(program)]
     called = [n.target for b in blocks for n in b.graph.nodes if n.meta.get("op") == OP]
     assert called == [OPS[OP].public] * 2
     model(tokens=torch.arange(6)[None])
