@@ -1,7 +1,7 @@
-"""Norms in one pass over memory each way: rms_norm, two of one input, layer_norm in bfloat16.
+"""Norms in one pass over memory each way: rms_norm, and layer_norm in bfloat16.
 
-In float32 one layer_norm alone gained nothing: torch's takes one pass, too. In bfloat16, 788 x 768,
-it takes 0.093 ms instead of 0.146, rms_norm 0.135 instead of 0.50.
+In float32 layer_norm gained nothing: torch's takes one pass, too. In bfloat16, 788 x 768, it takes
+0.093 ms instead of 0.146, rms_norm 0.135 instead of 0.50.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ from multiway.runtime.kernels.rows import norms_compiled
 from multiway.runtime.kernels.rows.norms_compiled import Plan
 
 # Numbers in x: below, a function of our own costs more than it saves (20 us and more).
-FEWEST_OF_ONE = 1 << 15
+FEWEST_OF_RMS_NORM = 1 << 15
 FEWEST_OF_LAYER_NORM = 1 << 17
-FEWEST = 1 << 18
 _SMALL = {
     fewest: f"x has fewer than {fewest} numbers"
-    for fewest in (FEWEST_OF_ONE, FEWEST_OF_LAYER_NORM, FEWEST)
+    for fewest in (FEWEST_OF_RMS_NORM, FEWEST_OF_LAYER_NORM)
 }
 
 
@@ -45,23 +44,6 @@ def layer_norm(
 ) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias: x [*, D], weight and bias [D]."""
     return _norms(x, [weight], [bias], Plan(ways=1, norm="layer_norm", eps=eps))[0]
-
-
-def norm_pair(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor] | None = None,
-    *,
-    norm: str,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """Two norms of one x [*, D] that differ in weight and bias, [D] each -> [*, D] twice.
-
-    weights, biases: two each, or none at all. norm: "layer_norm" or "rms_norm".
-    """
-    plan = Plan(ways=2, norm=norm, eps=eps)
-    nothing = (None, None)
-    return _norms(x, weights or nothing, biases or nothing, plan)
 
 
 def _norms(
@@ -126,17 +108,13 @@ def _takes(x: Tensor, fewest: int) -> str | None:
 
 
 def _takes_rms_norm(x: Tensor, *_: Any, **__: Any) -> str | None:
-    return _takes(x, FEWEST_OF_ONE)
+    return _takes(x, FEWEST_OF_RMS_NORM)
 
 
 def _takes_layer_norm(x: Tensor, *_: Any, **__: Any) -> str | None:
     if x.dtype is not torch.bfloat16:
         return "torch's own takes one pass, too, but in bfloat16"
     return _takes(x, FEWEST_OF_LAYER_NORM)
-
-
-def _takes_pair(x: Tensor, *_: Any, **__: Any) -> str | None:
-    return _takes(x, FEWEST)
 
 
 KERNELS = [
@@ -153,12 +131,5 @@ KERNELS = [
         fits=_fits,
         takes=_takes_layer_norm,
         doc="layer norm in bfloat16 in one pass of C",
-    ),
-    Kernel(
-        op="norm_pair",
-        run=norm_pair,
-        fits=_fits,
-        takes=_takes_pair,
-        doc="two norms of one hidden in one pass of C",
     ),
 ]
