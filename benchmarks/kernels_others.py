@@ -31,7 +31,7 @@ from multiway.runtime.kernels.attention.heads import rotate_heads
 from multiway.runtime.kernels.attention.sdpa import attention
 from multiway.runtime.kernels.linear.packed_linear import packed_linear
 from multiway.runtime.kernels.loss.linear_cross_entropy import linear_cross_entropy
-from multiway.runtime.kernels.rows.norms import norm_pair, rms_norm
+from multiway.runtime.kernels.rows.norms import rms_norm
 
 Compute = Callable[..., Any]
 
@@ -161,9 +161,7 @@ def heads_cases() -> Iterator[Case]:
 
 
 def norm_cases() -> Iterator[Case]:
-    layer = nn.functional.layer_norm
     for rows, width in ((2048, 256), (1576, 768), (948, 3072)):
-        x, vectors = numbers(rows, width), [numbers(width) for _ in range(4)]
         yield Case(
             name="rms_norm",
             size=f"{rows} x {width}",
@@ -172,16 +170,7 @@ def norm_cases() -> Iterator[Case]:
                 "torch's rms_norm": lambda x, w: nn.functional.rms_norm(x, w.shape, w, 1e-6),
                 "kernel": lambda x, w: rms_norm(x, w, eps=1e-6),
             },
-            inputs=[x, vectors[0]],
-        )
-        yield Case(
-            name="norm_pair",
-            size=f"{rows} x {width}",
-            ways={
-                "torch": lambda x, *v: [layer(x, v[0].shape, *v[i::2]) for i in (0, 1)],
-                "kernel": lambda x, *v: norm_pair(x, v[:2], v[2:], norm="layer_norm", eps=1e-5),
-            },
-            inputs=[x, *vectors],
+            inputs=[numbers(rows, width), numbers(width)],
         )
 
 

@@ -204,19 +204,12 @@ PIPELINE: tuple[Pass, ...] = (
         run=plain(lay_out_history),
         fires_on=("mudd-pythia-test",),
     ),
-    # A site of lanes takes the norms behind it, so this comes before norms are paired, and has
-    # nothing in common with mixes over depth.
+    # A site of lanes takes the norms behind it, and has nothing in common with mixes over depth.
     Pass(
         name="fuse_lanes",
         does="parallel lanes from one sublayer to the next: mix, write, weights, read and norm",
         numerics="rounding",
         fuses=("fused_lanes",),
-    ),
-    Pass(
-        name="fuse_norms",
-        does="two norms of one input in one pass over it",
-        numerics="rounding",
-        fuses=("norm_pair",),
     ),
     Pass(
         name="fuse_projections",
@@ -278,6 +271,7 @@ PIPELINE: tuple[Pass, ...] = (
 GONE = {
     "group_products": "0.1.0 before its release",
     "place_hiddens": "0.1.0 before its release",
+    "fuse_norms": "0.1.0 before its release",
 }
 """Passes that went, with the last version that had each: an old `--without` is told so."""
 

@@ -60,7 +60,7 @@ static void before_norm(const struct call *c, const float *x, const float *grad,
     gelu(x, room, n);
     statistics(room, n, layer, c->eps, &mean, &by);
     for (int64_t j = 0; j < n; j++) unit[j] = (room[j] - mean) * by;
-    gather(grad, unit, c->gain, 1, dgain, dshift, d, n);
+    gather(grad, unit, c->gain, dgain, dshift, d, n);
     through(d, unit, by, layer, room, n);
 }
 

@@ -1,8 +1,8 @@
-/* Norms of rows: one reading of x for several gains.
+/* Norms of rows: y = norm(x) * gain + bias.
  *
- * y_k = norm(x) * gain_k + bias_k. Nothing but x is kept for the backward pass. The rows are
- * cut into `threads` parts of fixed size, so results depend on the number of threads but not on
- * their order. Of bfloat16 nothing is rounded but results: each row is computed in float.
+ * Nothing but x is kept for the backward pass. The rows are cut into `threads` parts of fixed size,
+ * so results depend on the number of threads but not on their order. Of bfloat16 nothing is rounded
+ * but results: each row is computed in float.
  */
 #include <math.h>
 #include <stdint.h>
@@ -10,19 +10,17 @@
 
 #include "norm_kinds.h"
 
-enum { MOST = 2, FLUSH = 32 }; /* rows summed in REAL before the double sums */
+enum { FLUSH = 32 }; /* rows summed in REAL before the double sums */
 
-/* norms_compiled.py declares the same; strides count elements. */
+/* norms_compiled.py declares the same. Rows are contiguous. */
 struct call {
-    int64_t rows, width, x_stride, norm, ways, threads;
+    int64_t rows, width, norm, threads;
     double eps;
-    const void *x;
-    const void *gains[MOST], *biases[MOST]; /* rows of `width`, or NULL */
-    const void *grads[MOST];                /* backward: contiguous rows, or NULL for no gradient */
-    void *outs[MOST];                       /* forward */
-    void *dx;                               /* backward */
-    double *totals; /* backward: [threads, ways, 2, width], room for sums over rows */
-    void *dgains[MOST], *dbiases[MOST]; /* backward: rows of `width`, or NULL where not wanted */
+    const void *x, *gain, *bias; /* gain, bias: [width] or NULL */
+    const void *grad;            /* backward */
+    void *out;                   /* forward; backward: the gradient of x */
+    double *totals;              /* backward: [threads, 2, width], room for sums over rows */
+    void *dgain, *dbias;         /* backward: [width], or NULL where not wanted */
 };
 
 #define REAL float

@@ -1,12 +1,12 @@
-"""Norms in one pass over memory each way: rms_norm, two of one input, layer_norm in bfloat16.
+"""Norms in one pass over memory each way: rms_norm, and layer_norm in bfloat16.
 
-In float32 one layer_norm alone gained nothing: torch's takes one pass, too. In bfloat16, 788 x 768,
-it takes 0.093 ms instead of 0.146, rms_norm 0.135 instead of 0.50.
+In float32 layer_norm gained nothing: torch's takes one pass, too. In bfloat16, 788 x 768, it takes
+0.093 ms instead of 0.146, rms_norm 0.135 instead of 0.50.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,12 +20,11 @@ from multiway.runtime.kernels.rows import norms_compiled
 from multiway.runtime.kernels.rows.norms_compiled import Plan
 
 # Numbers in x: below, a function of our own costs more than it saves (20 us and more).
-FEWEST_OF_ONE = 1 << 15
+FEWEST_OF_RMS_NORM = 1 << 15
 FEWEST_OF_LAYER_NORM = 1 << 17
-FEWEST = 1 << 18
 _SMALL = {
     fewest: f"x has fewer than {fewest} numbers"
-    for fewest in (FEWEST_OF_ONE, FEWEST_OF_LAYER_NORM, FEWEST)
+    for fewest in (FEWEST_OF_RMS_NORM, FEWEST_OF_LAYER_NORM)
 }
 
 
@@ -37,76 +36,54 @@ def rms_norm(
     torch composes it on the CPU of six passes and keeps three tensors; here one and none but x.
     A second backward pass through the C kernel raises RuntimeError, here and below.
     """
-    return _norms(x, [weight], [bias], Plan(ways=1, norm="rms_norm", eps=eps))[0]
+    return _norm(x, weight, bias, Plan(norm="rms_norm", eps=eps))
 
 
 def layer_norm(
     x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, *, eps: float
 ) -> Tensor:
     """(x - mean) / sqrt(variance + eps) * weight + bias: x [*, D], weight and bias [D]."""
-    return _norms(x, [weight], [bias], Plan(ways=1, norm="layer_norm", eps=eps))[0]
+    return _norm(x, weight, bias, Plan(norm="layer_norm", eps=eps))
 
 
-def norm_pair(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor] | None = None,
-    *,
-    norm: str,
-    eps: float,
-) -> tuple[Tensor, ...]:
-    """Two norms of one x [*, D] that differ in weight and bias, [D] each -> [*, D] twice.
-
-    weights, biases: two each, or none at all. norm: "layer_norm" or "rms_norm".
-    """
-    plan = Plan(ways=2, norm=norm, eps=eps)
-    nothing = (None, None)
-    return _norms(x, weights or nothing, biases or nothing, plan)
+def _norm(x: Tensor, gain: Tensor | None, bias: Tensor | None, plan: Plan) -> Tensor:
+    if torch.compiler.is_compiling() or not norms_compiled.takes(x, gain, bias):
+        return _plain(x, gain, bias, plan)
+    if torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in (x, gain, bias)
+    ):
+        result: Tensor = _Norm.apply(plan, x, gain, bias)  # type: ignore[no-untyped-call]
+        return result
+    return norms_compiled.forward(plan, x, gain, bias)
 
 
-def _norms(
-    x: Tensor, gains: Sequence[Tensor | None], biases: Sequence[Tensor | None], plan: Plan
-) -> tuple[Tensor, ...]:
-    affine = (*gains, *biases)
-    if torch.compiler.is_compiling() or not norms_compiled.takes(x, *affine):
-        return _plain(x, affine, plan)
-    if torch.is_grad_enabled() and any(e is not None and e.requires_grad for e in (x, *affine)):
-        results: tuple[Tensor, ...] = _Norms.apply(plan, x, *affine)  # type: ignore[no-untyped-call]
-        return results
-    return norms_compiled.forward(plan, x, affine)
-
-
-def _plain(x: Tensor, affine: Sequence[Tensor | None], plan: Plan) -> tuple[Tensor, ...]:
+def _plain(x: Tensor, gain: Tensor | None, bias: Tensor | None, plan: Plan) -> Tensor:
     """The same in torch's operators."""
-    pairs = list(zip(affine[: plan.ways], affine[plan.ways :], strict=True))
     if plan.norm == "layer_norm":
-        compute = torch.nn.functional.layer_norm
-        return tuple(compute(x, x.shape[-1:], *pair, plan.eps) for pair in pairs)
+        return torch.nn.functional.layer_norm(x, x.shape[-1:], gain, bias, plan.eps)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    normed = (wide * (wide.square().mean(-1, keepdim=True) + plan.eps).rsqrt()).to(x.dtype)
-    scaled = [normed if gain is None else normed * gain for gain, _ in pairs]
-    return tuple(
-        y if bias is None else y + bias for y, (_, bias) in zip(scaled, pairs, strict=True)
-    )
+    y = (wide * (wide.square().mean(-1, keepdim=True) + plan.eps).rsqrt()).to(x.dtype)
+    if gain is not None:
+        y = y * gain
+    return y if bias is None else y + bias
 
 
-class _Norms(torch.autograd.Function):
+class _Norm(torch.autograd.Function):
     """The C kernel. Statistics are computed again in the backward pass: only x is kept for it."""
 
     @staticmethod
-    def forward(ctx: Any, plan: Plan, x: Tensor, *affine: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, plan: Plan, x: Tensor, gain: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
         ctx.plan = plan
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, *affine)
-        return norms_compiled.forward(plan, x, affine)
+        ctx.save_for_backward(x, gain, bias)
+        return norms_compiled.forward(plan, x, gain, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, *affine = ctx.saved_tensors
-        if all(each is None for each in grads):
-            return (None,) * (2 + len(affine))
-        return None, *norms_compiled.backward(ctx.plan, x, affine, grads)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, gain, bias = ctx.saved_tensors
+        return None, *norms_compiled.backward(ctx.plan, x, gain, bias, grad)
 
 
 def _fits(attrs: Mapping[str, Any], widths: Widths) -> str | None:
@@ -126,17 +103,13 @@ def _takes(x: Tensor, fewest: int) -> str | None:
 
 
 def _takes_rms_norm(x: Tensor, *_: Any, **__: Any) -> str | None:
-    return _takes(x, FEWEST_OF_ONE)
+    return _takes(x, FEWEST_OF_RMS_NORM)
 
 
 def _takes_layer_norm(x: Tensor, *_: Any, **__: Any) -> str | None:
     if x.dtype is not torch.bfloat16:
         return "torch's own takes one pass, too, but in bfloat16"
     return _takes(x, FEWEST_OF_LAYER_NORM)
-
-
-def _takes_pair(x: Tensor, *_: Any, **__: Any) -> str | None:
-    return _takes(x, FEWEST)
 
 
 KERNELS = [
@@ -153,12 +126,5 @@ KERNELS = [
         fits=_fits,
         takes=_takes_layer_norm,
         doc="layer norm in bfloat16 in one pass of C",
-    ),
-    Kernel(
-        op="norm_pair",
-        run=norm_pair,
-        fits=_fits,
-        takes=_takes_pair,
-        doc="two norms of one hidden in one pass of C",
     ),
 ]

@@ -10,34 +10,16 @@ INLINE void NAME(affine)(const REAL *restrict x, REAL mean, REAL by, const REAL 
     else for (int64_t j = 0; j < n; j++) y[j] = (x[j] - mean) * by;
 }
 
-/* Adds what one gradient gives to those of its gain and bias and to d, the one before the gain. */
+/* Adds what the gradient of one row gives to those of gain and bias. d: the gradient before the gain. */
 INLINE void NAME(gather)(const REAL *restrict grad, const REAL *restrict h, const REAL *restrict gain,
-                         int fresh, REAL *restrict dgain, REAL *restrict dbias, REAL *restrict d,
-                         int64_t n) {
+                         REAL *restrict dgain, REAL *restrict dbias, REAL *restrict d, int64_t n) {
 #pragma omp simd
     for (int64_t j = 0; j < n; j++) {
         dgain[j] += grad[j] * h[j];
         dbias[j] += grad[j];
     }
-    if (gain && fresh) for (int64_t j = 0; j < n; j++) d[j] = grad[j] * gain[j];
-    else if (gain) for (int64_t j = 0; j < n; j++) d[j] += grad[j] * gain[j];
-    else if (fresh) for (int64_t j = 0; j < n; j++) d[j] = grad[j];
-    else for (int64_t j = 0; j < n; j++) d[j] += grad[j];
-}
-
-/* The same for two gradients at once: h is read once. */
-INLINE void NAME(gather_both)(const REAL *restrict g0, const REAL *restrict g1, const REAL *restrict h,
-                              const REAL *restrict gain0, const REAL *restrict gain1,
-                              REAL *restrict sums, int64_t step, REAL *restrict d, int64_t n) {
-    REAL *dgain0 = sums, *dbias0 = sums + step, *dgain1 = dbias0 + step, *dbias1 = dgain1 + step;
-#pragma omp simd
-    for (int64_t j = 0; j < n; j++) {
-        dgain0[j] += g0[j] * h[j];
-        dgain1[j] += g1[j] * h[j];
-        dbias0[j] += g0[j];
-        dbias1[j] += g1[j];
-        d[j] = g0[j] * gain0[j] + g1[j] * gain1[j];
-    }
+    if (gain) for (int64_t j = 0; j < n; j++) d[j] = grad[j] * gain[j];
+    else for (int64_t j = 0; j < n; j++) d[j] = grad[j];
 }
 
 INLINE void NAME(through)(const REAL *restrict d, const REAL *restrict h, REAL by, int layer,

@@ -327,7 +327,7 @@ def test_an_unknown_pass_is_an_error() -> None:
     assert "nearest:  fuse_mix" in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["group_products", "place_hiddens"])
+@pytest.mark.parametrize("name", ["group_products", "place_hiddens", "fuse_norms"])
 def test_a_pass_that_went_is_named_with_the_version_that_had_it(name: str) -> None:
     with pytest.raises(MultiwayError) as caught:
         Options(without=[name])

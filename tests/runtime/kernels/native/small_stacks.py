@@ -61,7 +61,12 @@ def take_small_calls() -> None:
     """Samples are small: lets kernels take them as well."""
     for name, module in list(sys.modules.items()):
         if name.startswith("multiway.runtime.kernels."):
-            for size in ("FEWEST", "FEWEST_OF_ONE", "FEWEST_OF_LAYER_NORM", "SMALL_LOGITS_BYTES"):
+            for size in (
+                "FEWEST",
+                "FEWEST_OF_RMS_NORM",
+                "FEWEST_OF_LAYER_NORM",
+                "SMALL_LOGITS_BYTES",
+            ):
                 if hasattr(module, size):
                     setattr(module, size, 0)
 

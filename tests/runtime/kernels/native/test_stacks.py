@@ -81,15 +81,13 @@ def test_threads_without_memory_are_an_error(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native, "library", lambda _: SimpleNamespace(**functions))
     x = torch.randn(2, 3, 8)
     vector = x[0, 0]
-    norm, of_gelu = (
-        norms.Plan(ways=1, norm="rms_norm", eps=0.0),
-        gelu_compiled.Plan(norm="", eps=0.0),
-    )
+    norm = norms.Plan(norm="rms_norm", eps=0.0)
+    of_gelu = gelu_compiled.Plan(norm="", eps=0.0)
     head = heads.Plan(heads=2, norm="", eps=0.0, pairs="half")
     grad = x.view(2, 3, 2, 4).transpose(1, 2)
     for call in (
-        lambda: norms.forward(norm, x, [vector, None]),
-        lambda: norms.backward(norm, x, [vector, None], [x]),
+        lambda: norms.forward(norm, x, vector, None),
+        lambda: norms.backward(norm, x, vector, None, x),
         lambda: gelu_compiled.forward(of_gelu, x, None, None, x),
         lambda: gelu_compiled.backward(of_gelu, x, None, x),
         lambda: heads.forward(head, x, None, None, None, None),
