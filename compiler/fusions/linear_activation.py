@@ -69,14 +69,22 @@ NORM = {"weight": "gain", "bias": "shift"}
 
 
 def match(graph: LayerGraph, activation: Record) -> Match | None:
-    """gelu of a linear, and the norm that is the only one to read it, if there is one."""
+    """gelu of a linear, and the norm that is the only one to read it, if there is one.
+
+    What a memory plan keeps and what it makes again stay apart: one op is kept or made as a whole,
+    and a product that is kept would be made once more with its activation.
+    """
     linear = source(graph, activation.path, "x")
     if activation.attrs["kind"] != "gelu" or linear is None or linear.op != "linear":
+        return None
+    again = activation.path in graph.recompute
+    if (linear.path in graph.recompute) != again:
         return None
     nodes, roles = [linear, activation], [(linear, LINEAR)]
     attrs = {"kind": "gelu", "norm": "", "eps": 1e-5}
     readers = graph.readers(Value(activation.path))
-    if len(readers) == 1 and (norm := graph.record(readers[0][0])).is_norm:
+    norm = graph.record(readers[0][0]) if len(readers) == 1 else None
+    if norm is not None and norm.is_norm and (norm.path in graph.recompute) == again:
         nodes.append(norm)
         roles.append((norm, NORM))
         attrs |= {"norm": norm.op, "eps": norm.attrs["eps"]}

@@ -83,7 +83,7 @@ def test_a_plan_fits_where_one_can_and_costs_less_the_more_it_may_keep(name: str
         planned = next(stage.graph for stage in stages if stage.name == "plan_memory")
         assert budget * 0.95 < keeping(planned, sizes).total <= budget
         made = stages[-1].graph  # activations are fused behind the plan, and keep fewer bytes
-        assert keeping(made, sizes).total <= budget
+        assert budget * 0.8 < keeping(made, sizes).total <= budget
         assert keeping(made, sizes).kept == bytes_of(made, sizes)
         flops.append(sum(node_flops(made, r, sizes) for r in made if r.path in made.recompute))
     assert flops == sorted(flops, reverse=True)
