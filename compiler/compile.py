@@ -97,7 +97,11 @@ class Source:
         graph = self.stages[name][0].graph
         if needed:  # of what runs: in the graph as built, modalities are joined that are not then
             graph = drop_dead(self.stages[name][-1].graph, Tally())
-        return {path: record.op for record in graph for path in record.params.values()}
+        found: dict[str, str] = {}
+        for record in graph:
+            for path in record.params.values():
+                found.setdefault(path, record.op)
+        return found
 
 
 def _initialise(

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from multiway.runtime.answers import Answer
 from multiway.runtime.inputs import Expected, check_inputs
-from multiway.runtime.parameters.containers import Parameters
+from multiway.runtime.parameters.containers import name_kinds
 from multiway.specs.errors import MultiwayError, nearest, one_of
 from multiway.specs.spec import Spec
 
@@ -28,7 +28,7 @@ class Source(Protocol):
         """What a program takes, in order."""
 
     def readers(self, name: str, *, needed: bool = False) -> Mapping[str, str]:
-        """The path of every parameter that a program reads, with the op that reads it.
+        """The path of every parameter that a program reads, with the op that first reads it.
 
         needed: only where an output depends on it.
         """
@@ -156,10 +156,7 @@ class Model(nn.Module):
 
     def __repr__(self) -> str:
         """Every part with its sizes, and with the ops that read it in the main program."""
-        for path, op in self._source.readers(next(iter(self.programs))).items():
-            part = self.get_submodule(path.rpartition(".")[0])
-            assert isinstance(part, Parameters)
-            part.kind = "".join(word.capitalize() for word in op.split("_"))
+        name_kinds(self, self._source.readers(self.programs.main))
         return super().__repr__()
 
     def extra_repr(self) -> str:

@@ -418,8 +418,7 @@ def call_features(case: Case, model: Model, call: str, given: dict[str, Any]) ->
 def call_classes(case: Case, model: Model, call: str, given: dict[str, Any]) -> torch.Tensor:
     case.compare(f"{call}.logits", model(**given).detach())
     labels = case.inputs.get(f"{call}.labels", case.inputs.get(f"{call}.label"))
-    result = model.loss(**given, labels=labels)
-    return result[0] if isinstance(result, tuple) else result
+    return model.loss(**given, labels=labels)[0]
 
 
 def call_captioning(case: Case, model: Model, call: str, given: dict[str, Any]) -> torch.Tensor:

@@ -82,8 +82,8 @@ def model_side(name: str, make: Callable[[str], Model], work: Work) -> Side:
         return module(*inputs.values())
 
     def loss() -> torch.Tensor:
-        found = forward()  # with its metrics, where the head has any
-        return found if isinstance(found, torch.Tensor) else found[0]
+        found: torch.Tensor = forward()[0]  # behind it are its metrics
+        return found
 
     return Side(
         name=name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, Self
 
 import torch
@@ -14,11 +14,9 @@ from multiway.specs.errors import MultiwayError
 class Parameters(nn.Module):
     """The parameters of one part of a model, under their names. It is never called: one call of a
     program reads the parameters of several parts, so a hook here would never run.
-
-    kind: the op that reads them, as `repr(model)` shows it.
     """
 
-    kind = ""
+    _kind = ""  # with the underscore: modalities and experts have their names here
 
     def forward(self, *_: Any, **__: Any) -> NoReturn:
         raise _holds("cannot be called")
@@ -32,12 +30,20 @@ class Parameters(nn.Module):
     register_backward_hook = register_forward_hook
 
     def _get_name(self) -> str:
-        return self.kind or type(self).__name__
+        return self._kind or type(self).__name__
 
     def extra_repr(self) -> str:
         return ", ".join(
             f"{name} {list(p.shape)}" for name, p in self._parameters.items() if p is not None
         )
+
+
+def name_kinds(model: nn.Module, readers: Mapping[str, str]) -> None:
+    """Lets `repr` name the op that reads the parameters of each part. readers: by their paths."""
+    for path, op in readers.items():
+        part = model.get_submodule(path.rpartition(".")[0])
+        assert isinstance(part, Parameters)
+        part._kind = "".join(word.capitalize() for word in op.split("_"))
 
 
 def _holds(refused: str) -> MultiwayError:

@@ -125,6 +125,12 @@ def test_every_kind_of_head_pickles(head: str) -> None:
         assert torch.equal(a, b)
 
 
+def told(function: Any) -> Any:
+    """What a function is, and what is bound to it."""
+    kept = getattr(function, "keywords", {})
+    return getattr(function, "func", function), getattr(function, "args", ()), kept
+
+
 def flat(value: Any) -> list[torch.Tensor]:
     if isinstance(value, torch.Tensor):
         return [value]
@@ -187,6 +193,31 @@ def test_a_part_of_a_block_takes_no_hooks() -> None:
         part(TOKENS)
 
 
+def test_tools_that_look_for_linears_find_none() -> None:
+    model = mw.compile("prenorm-test", fuse=False)
+    want, before = model(TOKENS), repr(model)
+    found = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+    assert repr(found) == before and torch.equal(found(TOKENS), want)
+
+
+def test_a_modality_may_have_any_name_that_a_part_has_not() -> None:
+    spec = {
+        "multiway": 1,
+        "name": "named",
+        "dims": {"depth": 1, "width": 16, "heads": 2, "vocab": 11},
+        "inputs": {"a": {"modality": "kind", "vocab": "vocab", "context": 16}},
+        "block": {
+            "norm": {"kind": "rms_norm", "eps": 1e-6, "experts": "modality"},
+            "attention": {"heads": "heads", "mask": "causal"},
+            "ffn": {"hidden": 32, "activation": "gelu"},
+        },
+        "heads": {"lm": {"kind": "causal_lm", "tie": True}},
+    }
+    model = mw.compile(spec)
+    assert "(kind): Embedding(weight [11, 16])" in repr(model)
+    assert model(TOKENS % 11).shape == (2, 5, 11)
+
+
 # What it looks like
 
 
@@ -205,6 +236,7 @@ def test_a_model_shows_kinds_and_sizes_and_folds_equal_blocks() -> None:
 # Compilers
 
 
+@pytest.mark.slow
 def test_a_compiled_inference_program_follows_its_weights() -> None:
     torch.compiler.reset()
     model = mw.compile(NAME, mode="inference")
@@ -216,8 +248,14 @@ def test_a_compiled_inference_program_follows_its_weights() -> None:
                 parameter.mul_(1.5)
 
 
-@pytest.mark.parametrize("program", ["forward", "loss"])
-@pytest.mark.parametrize("made", [False, True], ids=["first", "after"])
+@pytest.mark.parametrize(
+    ("program", "made"),
+    [
+        ("loss", False),
+        pytest.param("forward", False, marks=pytest.mark.slow),
+        pytest.param("forward", True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_model_compiles_as_one_graph(program: str, made: bool) -> None:
     torch.compiler.reset()
     model = mw.compile(NAME)
@@ -230,14 +268,21 @@ def test_a_model_compiles_as_one_graph(program: str, made: bool) -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("strict", [False, True])
-@pytest.mark.parametrize("mode", ["train", "inference"])
-def test_a_model_is_exported(strict: bool, mode: Any) -> None:
-    model = mw.compile(NAME, mode=mode)
-    exported = torch.export.export(model, (TOKENS,), strict=strict)
-    torch.testing.assert_close(exported.module()(TOKENS), model(TOKENS))
+@pytest.mark.parametrize(
+    ("name", "head", "mode", "strict"),
+    [
+        ("prenorm-test", "lm", "inference", False),
+        *(
+            pytest.param(*each, mode, strict, marks=pytest.mark.slow)
+            for each in ((NAME, "lm"), ("beit3-test", "vqa"))
+            for mode in ("train", "inference")
+            for strict in (False, True)
+        ),
+    ],
+)
+def test_a_model_is_exported(name: str, head: str, mode: Any, strict: bool) -> None:
+    model = mw.compile(name, head=head, mode=mode)
+    given = sample(model, "forward")
+    exported = torch.export.export(model, (), given, strict=strict)
+    torch.testing.assert_close(exported.module()(**given), model(**given))
     assert set(exported.state_dict) <= set(model.state_dict())
-    vision = mw.compile("beit3-test", head="vqa", mode=mode)
-    given = sample(vision, "forward")
-    exported = torch.export.export(vision, (), given, strict=strict)
-    torch.testing.assert_close(exported.module()(**given), vision(**given))

@@ -116,8 +116,7 @@ def gradients(model: Model, weights: Mapping[str, Tensor], given: Mapping[str, A
     dtype = next(model.parameters()).dtype
     model.load_state_dict({name: value.to(dtype) for name, value in weights.items()})
     model.zero_grad(set_to_none=True)
-    found = model.run("loss", **cast(given, dtype))
-    (found if isinstance(found, Tensor) else found[0]).backward()
+    model.loss(**cast(given, dtype))[0].backward()
     return {
         name: torch.zeros_like(p, dtype=torch.float64) if p.grad is None else p.grad.double()
         for name, p in model.named_parameters()

@@ -351,3 +351,24 @@ def test_an_interrupted_write_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         mw.save(model, tmp_path / "w.safetensors")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_number_has_an_axis_or_none(tmp_path: Path) -> None:
+    """Parameters of one number are [1]; other people's files, and older ones, have []."""
+    first = mw.compile("beit3-test", head="retrieval", seed=1)
+    scale = "heads.retrieval.scale"
+    with torch.no_grad():
+        first.get_parameter(scale).fill_(1.25)
+    mw.export_weights(first, tmp_path / "theirs.safetensors")
+    mw.save(first, tmp_path / "ours.safetensors")
+    theirs, ours = (load_file(tmp_path / f"{name}.safetensors") for name in ("theirs", "ours"))
+    assert theirs["logit_scale"].shape == () and ours[scale].shape == (1,)
+    for tensors, read in (
+        (theirs, mw.import_weights),
+        (theirs | {"logit_scale": torch.tensor([1.25])}, mw.import_weights),
+        (ours | {scale: torch.tensor(1.25)}, load_weights),
+    ):
+        save_file(tensors, tmp_path / "w.safetensors")
+        other = mw.compile("beit3-test", head="retrieval", seed=2)
+        read(other, tmp_path / "w.safetensors")
+        assert other.get_parameter(scale).tolist() == [1.25]
