@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -26,7 +28,18 @@ def builds(name: str, *, every: bool) -> None:
         verify(mw.build(spec, head=head, program=program))
 
 
-@pytest.mark.parametrize("name", ENTRIES)
+def in_turn() -> list[Any]:
+    """All entries; not slow are the small ones, and of the others in a family every third."""
+    found = []
+    for family in catalogue().families:
+        large = [each for each in catalogue() if each.family == family and each.name not in TESTS]
+        for i, entry in enumerate(large):
+            marks = () if i % 3 == 0 else (pytest.mark.slow,)
+            found.append(pytest.param(entry.name, marks=marks))
+    return [*TESTS, *found]
+
+
+@pytest.mark.parametrize("name", in_turn())
 def test_an_entry_builds_and_verifies(name: str) -> None:
     builds(name, every=False)
 

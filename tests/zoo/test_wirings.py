@@ -75,7 +75,7 @@ def close(got: torch.Tensor, want: torch.Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-10)
 
 
-@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize("fuse", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_a_wiring_is_its_formulas(case: Any, fuse: bool, tmp_path: Path) -> None:
     """Names, shapes, logits, loss and every gradient, in float64."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import hypothesis
+import pytest
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from wiring_strategies import wirings
@@ -84,6 +85,7 @@ NAMED: set[Found] = {("named", name, None) for name in wiring_names()}
 WANTED = set(expected(Wiring)) - IMPOSSIBLE
 
 
+@pytest.mark.slow
 def test_every_key_is_drawn_with_every_choice_and_every_wiring_with_a_file() -> None:
     """No more are drawn once everything was."""
     found: set[Found] = set()

@@ -14,6 +14,7 @@ from test_properties import check_decoding, check_second, some_sizes
 from wiring_specs import BOTH, ORDERS, TOKENS, decoder, pair
 
 import multiway as mw
+from multiway.runtime.block import calls_of
 from multiway.runtime.model import Model
 from multiway.specs.language.wiring import Manifold
 from multiway.specs.reading.merge import wiring_names
@@ -21,6 +22,19 @@ from multiway.specs.reading.merge import wiring_names
 Mappings = dict[str, Any]
 
 ALL = pytest.mark.parametrize("name", wiring_names())
+
+
+def in_turn(names: list[str]) -> pytest.MarkDecorator:
+    """Every name in both orders; not slow is one order for each, the other for the next."""
+    cases = [
+        pytest.param(name, order, marks=() if (i + j) % 2 == 0 else pytest.mark.slow)
+        for i, name in enumerate(names)
+        for j, order in enumerate(ORDERS)
+    ]
+    return pytest.mark.parametrize(("name", "order"), cases)
+
+
+IN_TURN = in_turn(wiring_names())
 
 # Words of the language together, each of them once the place of a defect or near to one.
 TOGETHER = {
@@ -80,8 +94,7 @@ def test_it_is_what_the_language_says(name: str, order: str) -> None:
         check_second(pair(name, order), 3)
 
 
-@BOTH
-@pytest.mark.parametrize("name", TOGETHER)
+@in_turn(list(TOGETHER))
 def test_words_together_are_what_the_language_says(name: str, order: str) -> None:
     check_second(decoder(together(name), order), 5)
     changing = decoder(together(name), order)
@@ -89,8 +102,7 @@ def test_words_together_are_what_the_language_says(name: str, order: str) -> Non
     check_second({**changing, "layers": [{"where": "layer == 1", "order": other}]}, 5)
 
 
-@BOTH
-@pytest.mark.parametrize("name", [*wiring_names(), *TOGETHER])
+@in_turn([*wiring_names(), *TOGETHER])
 def test_fused_it_is_the_reference(name: str, order: str) -> None:
     """Logits or loss, and every gradient, in float64."""
     wiring = together(name) if name in TOGETHER else name
@@ -116,8 +128,7 @@ def test_what_nothing_reads_is_left_for_the_pass_that_drops_it(name: str) -> Non
 # How it behaves
 
 
-@BOTH
-@ALL
+@IN_TURN
 def test_no_token_sees_what_comes_behind_it(name: str, order: str) -> None:
     model = model_of(decoder(name, order))
     changed = TOKENS.clone()
@@ -128,8 +139,7 @@ def test_no_token_sees_what_comes_behind_it(name: str, order: str) -> None:
     assert ((after[:, 3:] - before[:, 3:]).abs().amax(-1) > 1e-9).all()
 
 
-@BOTH
-@ALL
+@IN_TURN
 def test_with_a_cache_it_is_the_whole_forward(name: str, order: str) -> None:
     check_decoding(decoder(name, order), [3, 1], [1, 2])
 
@@ -144,8 +154,7 @@ def has_no_effect(spec: mw.Spec, path: str) -> bool:
     return bool(copies or re.match(rf"{first}mix\.router\.", path))
 
 
-@BOTH
-@ALL
+@IN_TURN
 def test_every_parameter_gets_a_gradient(name: str, order: str) -> None:
     model = model_of(decoder(name, order), fuse=False)
     loss, _ = model.run("loss", tokens=TOKENS[:, :-1], labels=TOKENS[:, 1:])
@@ -159,13 +168,13 @@ def test_every_parameter_gets_a_gradient(name: str, order: str) -> None:
             assert largest > 1e-12, path
 
 
-@BOTH
-@ALL
+@IN_TURN
 def test_every_program_lowers(name: str, order: str) -> None:
     model = mw.compile(mw.load(decoder(name, order, depth=2)))
     assert list(model.programs) == ["forward", "loss", "prefill", "decode"]
-    for program in model.programs:
-        model.programs[program].graph.lint()
+    for program in model.programs.values():
+        for code in (program, *dict(calls_of(program)).values()):
+            code.graph.lint()
 
 
 @pytest.mark.slow

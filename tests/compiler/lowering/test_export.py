@@ -20,7 +20,7 @@ LIMITS = {"B": (1, 64), "T": (2, 60), "S": (1, 200)}
 
 def programs() -> list[Any]:
     """Every program of every member; not slow are the main one and decoding, once for a kind of
-    head, with experts and without, with mixes, lanes and plain residuals."""
+    head, with experts and without."""
     found: list[Any] = []
     seen: set[Any] = set()
     for each in members():
@@ -29,9 +29,7 @@ def programs() -> list[Any]:
         names = program_names(spec)
         for program in names:
             main = program in (names[0], "decode")
-            aspects = {(program, spec.head.kind)}
-            kept = spec.wiring.mix is not None, spec.wiring.lanes is not None
-            aspects |= {(program, bool(routings(spec))), (program, *kept)}
+            aspects = {(program, spec.head.kind), (program, bool(routings(spec)))}
             marks = () if main and aspects - seen else (pytest.mark.slow,)
             seen |= aspects if main else set()
             found.append(pytest.param(name, head, program, marks=marks))

@@ -553,6 +553,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
+@pytest.mark.slow
 def test_kept_memory_is_not_faulted_in_again() -> None:
     if not keep_memory():
         pytest.skip(keep_memory().reason)
