@@ -78,7 +78,7 @@ OPTIONS = st.fixed_dictionaries(
 
 
 @given(specs(), st.integers(1, 5), OPTIONS)
-@settings(12)
+@settings(8)
 def test_fused_is_the_reference(spec: Mappings, length: int, options: Mappings) -> None:
     check_fused(spec, length, **options)
 
