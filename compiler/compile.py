@@ -21,6 +21,7 @@ from multiway.runtime.inputs import Expected
 from multiway.runtime.measure.collector import resting
 from multiway.runtime.model import Model
 from multiway.runtime.parameters.initialise import initialise
+from multiway.specs import plugins
 from multiway.specs.errors import MultiwayError
 from multiway.specs.spec import Spec
 
@@ -79,7 +80,7 @@ class Source:
         self._expected: dict[str, Sequence[Expected]] = {}
 
     def __reduce__(self) -> Any:
-        return Source, (self.spec, self.options, self.taps)
+        return _source, (plugins.plugins(), self.spec, self.options, self.taps)
 
     def names(self) -> tuple[str, ...]:
         return program_names(self.spec)
@@ -102,6 +103,13 @@ class Source:
             for path in record.params.values():
                 found.setdefault(path, record.op)
         return found
+
+
+def _source(names: Sequence[str], *made_from: Any) -> Source:
+    """A source in a process that may not know the plugins of the one it comes from."""
+    for name in names:
+        plugins.use(name)
+    return Source(*made_from)
 
 
 def _initialise(

@@ -23,6 +23,7 @@ from multiway.compiler.passes.pack_weights import pack_weights
 from multiway.compiler.passes.plan_memory import plan_memory
 from multiway.compiler.passes.share_common import share_common
 from multiway.compiler.passes.sink_segments import sink_segments
+from multiway.specs import plugins
 from multiway.specs.errors import MultiwayError, nearest, one_of
 from multiway.specs.spec import Spec
 
@@ -74,9 +75,10 @@ class Options:
                 )
 
     def pipeline(self) -> list[Pass]:
-        """The passes in their order, those of the user among them. Raises MultiwayError."""
+        """The passes in their order, those of plugins and of the user among them. Raises
+        MultiwayError."""
         found = list(PIPELINE)
-        for each in self.passes:
+        for each in [*plugins.parts("PASS", Pass), *self.passes]:
             names = [one.name for one in found]
             if each.name in names:
                 raise MultiwayError.one(

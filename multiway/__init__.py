@@ -9,8 +9,17 @@ model = mw.compile(spec, head="lm")
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from multiway.api import build, compile, export_weights, import_weights, load, rename_table, save
-from multiway.specs import MultiwayError, Spec
+from multiway.api import (
+    build,
+    compile,
+    export_weights,
+    import_weights,
+    load,
+    rename_table,
+    save,
+    use_plugin,
+)
+from multiway.specs import MultiwayError, MultiwayWarning, Spec
 
 if TYPE_CHECKING:
     from multiway.runtime.model import Model
@@ -30,6 +39,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "Model",
     "MultiwayError",
+    "MultiwayWarning",
     "Spec",
     "__version__",
     "build",
@@ -39,4 +49,5 @@ __all__ = [
     "load",
     "rename_table",
     "save",
+    "use_plugin",
 ]

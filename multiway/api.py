@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 from multiway.compiler.assemble.build import build as build_graph
 from multiway.compiler.assemble.build import check_init
 from multiway.compiler.graph.layer_graph import LayerGraph
+from multiway.compiler.graph.registry import activations, registry
 from multiway.compiler.heads import kinds
 from multiway.runtime.checkpoints.rename import RenameTable
-from multiway.specs import MultiwayError, Spec
+from multiway.specs import MultiwayError, MultiwayWarning, Spec, plugins
 from multiway.specs import load as load_spec
 from multiway.specs.errors import one_of
+from multiway.specs.library import Library
 from multiway.specs.text.source import Node
 from multiway.zoo import catalogue
 
@@ -42,8 +46,11 @@ def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:
                 expected="settings where the spec is loaded: load(source, set=...)",
             )
         return source
-    spec = load_spec(source, set=set, resolver=catalogue(), kinds=kinds())
+    library = Library(heads=kinds(), specs=catalogue(), activations=activations())
+    spec = load_spec(source, set=set, library=library)
     check_init(spec)
+    for each in spec.warnings:
+        warnings.warn(each.render("warning"), MultiwayWarning, stacklevel=2)
     return spec
 
 
@@ -119,6 +126,26 @@ def compile(
     if weights is not None:
         load_weights(model, weights)
     return model
+
+
+def use_plugin(plugin: str | ModuleType) -> None:
+    """Adds the ops, heads, fusions, passes and kernels of a module to those of multiway.
+
+    plugin: the name of an installed module, or a module that is imported already; what it has to
+    hold says docs/your_own_files.md. Raises MultiwayError, changing nothing, if it does not fit.
+    """
+    from multiway.compiler.matching.match import fusions
+    from multiway.compiler.pipeline import Options
+
+    name = plugin if isinstance(plugin, str) else plugin.__name__
+    known = name in plugins.plugins()
+    plugins.use(plugin)
+    try:
+        registry(), kinds(), fusions(), Options()
+    except BaseException:
+        if not known:
+            plugins.forget(name)
+        raise
 
 
 def save(model: Model, path: str | Path) -> None:

@@ -1,6 +1,6 @@
 """The language: what an author may write. Pure Python, imports no torch."""
 
-from multiway.specs.errors import MultiwayError, Problem, Report, Span
+from multiway.specs.errors import MultiwayError, MultiwayWarning, Problem, Report, Span
 from multiway.specs.language.document import Head
 from multiway.specs.language.fields import Kinds
 from multiway.specs.load import load
@@ -11,6 +11,7 @@ __all__ = [
     "Head",
     "Kinds",
     "MultiwayError",
+    "MultiwayWarning",
     "Problem",
     "Report",
     "Span",

@@ -1,4 +1,4 @@
-"""The one error class of multiway and how it looks to the person who has to act on it."""
+"""The one error class of multiway, its warnings, and how they look to whoever has to act."""
 
 from __future__ import annotations
 
@@ -42,9 +42,10 @@ class Problem:
     nearest: str = ""
     notes: tuple[tuple[str, str], ...] = ()
 
-    def render(self) -> str:
+    def render(self, kind: str = "error") -> str:
+        """The text of it. kind: what it is called, error or warning."""
         where = str(self.span) if self.span else self.place
-        first = f"{_visible(where)}: error[{self.code}]: {_visible(self.message)}"
+        first = f"{_visible(where)}: {kind}[{self.code}]: {_visible(self.message)}"
         lines = [first.removeprefix(": ")]
         if self.span and self.span.text:
             lines += _excerpt(self.span)
@@ -93,11 +94,17 @@ class MultiwayError(Exception):
         return cls([Problem(code=code, message=message, **where)])  # type: ignore[arg-type]
 
 
+class MultiwayWarning(UserWarning):
+    """What the user gave can be used, and probably is not what was meant."""
+
+
 @dataclass
 class Report:
-    """Collects problems, so that a user sees all of them at once and none twice."""
+    """Collects problems, so that a user sees all of them at once and none twice. Warnings are
+    problems that stop nothing."""
 
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
     @property
     def full(self) -> bool:
@@ -115,6 +122,11 @@ class Report:
         """Adds a problem, unless the same is said of the same place already."""
         if not self.full and all(_identity(p) != _identity(problem) for p in self.problems):
             self.problems.append(problem)
+
+    def warn(self, code: str, message: str, **where: object) -> None:
+        problem = Problem(code=code, message=message, **where)  # type: ignore[arg-type]
+        if all(_identity(each) != _identity(problem) for each in self.warnings):
+            self.warnings.append(problem)
 
     def raise_if_any(self) -> None:
         if self.problems:

@@ -11,20 +11,21 @@ import yaml
 
 from multiway.specs.checks.spec import check, check_head_dims
 from multiway.specs.connections import Connections
-from multiway.specs.errors import MultiwayError, Problem, Report, nearest, quote
+from multiway.specs.errors import MultiwayError, Report, nearest, quote
 from multiway.specs.language.document import Document, Output
 from multiway.specs.language.fields import Kinds, keys_of
 from multiway.specs.language.inputs import Embed, Input
 from multiway.specs.language.parts import Initial
 from multiway.specs.language.wiring import Wiring
+from multiway.specs.library import Library
 from multiway.specs.reading.convert import Reader, blocks_of
 from multiway.specs.reading.dims import values_of_dims
 from multiway.specs.reading.merge import (
-    Resolver,
     apply_sets,
     extend,
     merge,
     strip,
+    wiring_file,
     with_defaults,
     with_likes,
     with_wiring,
@@ -38,42 +39,50 @@ def load(
     source: str | Path | Mapping[str, Any] | Node,
     *,
     set: Mapping[str, Any] | None = None,
-    resolver: Resolver,
-    kinds: Kinds,
+    library: Library,
 ) -> Spec:
     """Reads, merges and checks a spec. Raises MultiwayError with every problem found.
 
-    `source` is a name that the resolver knows, a path, a mapping, or a parsed document.
+    `source` is a name that the library knows, a path, a mapping, or a parsed document.
     """
-    document, folder = _document(source, resolver)
-    tree = apply_sets(extend(document, resolver, heads=kinds, folder=folder), set or {}, kinds)
-    tree = strip(with_wiring(with_defaults(with_likes(tree))))
+    document, folder = _document(source, library)
+    kinds = library.heads
+    tree = apply_sets(extend(document, library, folder=folder), set or {}, kinds)
+    tree = strip(with_wiring(with_defaults(with_likes(tree)), library.wirings))
     report = Report()
-    check_schema(tree, kinds, report)
+    check_schema(tree, library, report)
     report.raise_if_any()
     by_head: dict[str, Spec] = {}
-    converted = _convert(tree, kinds)
-    origin = _origin(source, document, resolver)
-    spec = dataclasses.replace(converted, origin=origin, by_head=by_head)
+    spec = dataclasses.replace(
+        _convert(tree, kinds),
+        origin=_origin(source, document, library),
+        wiring_file=_wiring_file(tree, library),
+        by_head=by_head,
+    )
     for name in spec.heads:
-        for problem in _add_head(spec, name, by_head):
-            report.keep(problem)
+        _add_head(spec, name, by_head, report)
     report.raise_if_any()
-    return spec
+    return dataclasses.replace(spec, warnings=tuple(report.warnings))
 
 
-def _add_head(spec: Spec, name: str, by_head: dict[str, Spec]) -> list[Problem]:
+def _wiring_file(tree: Node, library: Library) -> str:
+    use = tree["wiring"].get("use")
+    return str(wiring_file(use, library.wirings)) if use is not None else ""
+
+
+def _add_head(spec: Spec, name: str, by_head: dict[str, Spec], report: Report) -> None:
     """Adds a spec as one head has it. What is wrong with it; says which, where it has dims."""
-    report = Report()
+    found = Report()
     try:
         by_head[name] = _for_head(spec, name)
-        check(by_head[name], report)
+        check(by_head[name], found)
     except MultiwayError as error:
-        report.extend(error)
-    if not spec.heads[name].dims:
-        return report.problems
-    note = ("head", f"{name}, which has dims of its own")
-    return [dataclasses.replace(each, notes=(*each.notes, note)) for each in report.problems]
+        found.extend(error)
+    notes = [("head", f"{name}, which has dims of its own")] if spec.heads[name].dims else []
+    for problem in found.problems:
+        report.keep(dataclasses.replace(problem, notes=(*problem.notes, *notes)))
+    for problem in found.warnings:
+        report.warn(**{**vars(problem), "notes": (*problem.notes, *notes)})
 
 
 def _for_head(spec: Spec, name: str) -> Spec:
@@ -89,12 +98,18 @@ def _for_head(spec: Spec, name: str) -> Spec:
         output = Node({"norm": Node(None, head.span("output_norm"))}, head.node.span)
         tree = strip(merge(tree, Node({"output": output}, head.node.span)))
     converted = _convert(tree, spec.kinds)
-    return dataclasses.replace(converted, head_name=name, origin=spec.origin, by_head=spec.by_head)
+    return dataclasses.replace(
+        converted,
+        head_name=name,
+        origin=spec.origin,
+        wiring_file=spec.wiring_file,
+        by_head=spec.by_head,
+    )
 
 
-def _origin(source: object, document: Node, resolver: Resolver) -> str:
+def _origin(source: object, document: Node, library: Library) -> str:
     """The name that a spec is known by, or else the one that it extends."""
-    if isinstance(source, str) and resolver(source) is not None:
+    if isinstance(source, str) and library.specs(source) is not None:
         return source
     parent = document.get("extends")
     if parent is not None and parent.value is not None:
@@ -103,24 +118,23 @@ def _origin(source: object, document: Node, resolver: Resolver) -> str:
 
 
 def _document(
-    source: str | Path | Mapping[str, Any] | Node, resolver: Resolver
+    source: str | Path | Mapping[str, Any] | Node, library: Library
 ) -> tuple[Node, Path | None]:
     if isinstance(source, Node):
         return source, None
     if isinstance(source, Mapping):
         return parse(_as_yaml(source), file="<mapping>"), None
-    named = resolver(source) if isinstance(source, str) else None
+    named = library.specs(source) if isinstance(source, str) else None
     if named is not None:
         return named, None
     path = Path(source)
     if isinstance(source, str) and not _looks_like_path(path, source):
-        names = getattr(resolver, "names", ())
         raise MultiwayError.one(
             "unknown-spec",
             "there is neither a zoo entry nor a file of this name",
             place=source if source.isprintable() and len(source) < 100 else quote(source),
             expected="a name that `multiway zoo` lists, a path, or - for standard input",
-            nearest=nearest(source, names),
+            nearest=nearest(source, library.specs.names),
         )
     return read_file(path), path.parent
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import yaml
 
 from multiway.specs.connections import Connections
-from multiway.specs.errors import MultiwayError, nearest, one_of
+from multiway.specs.data_folders import WIRINGS
+from multiway.specs.errors import MultiwayError, Problem, nearest, one_of
 from multiway.specs.language.block import Block
 from multiway.specs.language.document import Head, Output
 from multiway.specs.language.fields import Kinds
@@ -35,6 +36,8 @@ class Spec:
     connections: Connections = field(repr=False)
     kinds: Kinds = field(repr=False)
     origin: str = ""  # the zoo entry that it is, or extends
+    wiring_file: str = ""  # where its named wiring stands
+    warnings: tuple[Problem, ...] = field(default=(), repr=False)
     head_name: str = ""
     by_head: Mapping[str, Spec] = field(
         default_factory=dict, repr=False
@@ -105,7 +108,10 @@ class Spec:
         return position.rows - position.offset
 
     def text(self) -> str:
-        """The merged spec as YAML: what a compiled model was made from."""
+        """The merged spec as YAML: what a compiled model was made from. It needs no other file, and
+        no wiring but those of multiway."""
         plain = {"multiway": 1, **self.tree.plain()}
         plain.pop("extends", None)
+        if not (WIRINGS / f"{self.wiring.use}.yaml").is_file():
+            plain["wiring"]["use"] = None
         return yaml.safe_dump(plain, sort_keys=False, width=100)

@@ -10,7 +10,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from multiway.specs.reading.merge import wiring_names
+from multiway.specs.data_folders import wiring_files
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 Mappings = dict[str, Any]
@@ -92,7 +92,7 @@ def learned(mix: Mappings) -> bool:
 @st.composite
 def named(draw: Draw, *, width: int, depth: int, values: bool) -> str | Mappings:
     """A wiring with a file, smaller where it would be large."""
-    names = [name for name in wiring_names() if values or name != "value_residual"]
+    names = [name for name in sorted(wiring_files()) if values or name != "value_residual"]
     if depth == 1:  # nobody reads there
         names = [name for name in names if name not in ("unet", "x0")]
     name = draw(st.sampled_from(names))

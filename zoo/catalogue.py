@@ -4,17 +4,20 @@ A row of sizes.yaml is an entry: its name and the dims that differ. With a varia
 a row is a size of every variant: `hc` and `12x512` make the entry `hc-12x512`, and a row of
 variants.yaml is what that variant changes in the spec. A further YAML file in the folder is an
 entry that changes more than numbers. Adding a model touches its folder only.
+
+Families stand in this folder, and in `families` of each data folder of the user.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from multiway.specs.data_folders import OWN, DataFolder, data_folders, refuse_twice
 from multiway.specs.reading.merge import merge
 from multiway.specs.spec import Spec
 from multiway.specs.text.source import Node, read_file
@@ -30,22 +33,44 @@ class Entry:
     name: str
     family: str
     document: Node
+    folder: Path
+    origin: str  # multiway, or who named the data folder that it stands in
     variant: str | None = None  # the row of variants.yaml that it comes from
 
     @property
     def card(self) -> Mapping[str, Any]:
-        """Paper, licence and origin of the family."""
-        return read_file(FOLDER / self.family / "card.yaml").plain()  # type: ignore[no-any-return]
+        """Paper and licence of the family; where its released files are. Empty without a card."""
+        path = self.folder / "card.yaml"
+        return read_file(path).plain() if path.exists() else {}
 
 
 class Catalogue:
     """Every entry by name. Calling it resolves a name, as `specs.load` wants it."""
 
-    def __init__(self, folder: Path = FOLDER) -> None:
-        self.folder = folder
-        self.families = sorted(path.parent.name for path in folder.glob("*/spec.yaml"))
-        self.bases = {str(self._base(f)["name"].value): f for f in self.families}
-        self.entries = {entry.name: entry for f in self.families for entry in self._entries(f)}
+    def __init__(self, data: Sequence[DataFolder] = ()) -> None:
+        self.families: dict[str, DataFolder] = {}
+        self.bases: dict[str, str] = {}
+        self.entries: dict[str, Entry] = {}
+        self._base = functools.cache(lambda family: self._read(family, "spec.yaml"))
+        own = [DataFolder(each.path / "families", each.origin) for each in data]
+        for folder in (DataFolder(FOLDER, OWN), *own):
+            for path in sorted(folder.path.glob("*/spec.yaml")):
+                self._add(DataFolder(path.parent, folder.origin))
+
+    def _add(self, folder: DataFolder) -> None:
+        """Adds a family. Raises MultiwayError where a name of it is taken."""
+        family = folder.path.name
+        refuse_twice("family", family, folder.path, {f: d.path for f, d in self.families.items()})
+        self.families[family] = folder
+        name = self._base(family).get("name")
+        base = family if name is None else str(name.value)
+        homes = {name: entry.folder for name, entry in self.entries.items()}
+        homes |= {name: self.families[f].path for name, f in self.bases.items()}
+        refuse_twice("spec", base, folder.path, homes)
+        self.bases[base] = family
+        for entry in self._entries(family):
+            refuse_twice("spec", entry.name, folder.path, homes)
+            self.entries[entry.name] = entry
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -73,7 +98,7 @@ class Catalogue:
 
     def weights(self, family: str) -> Mapping[str, Any]:
         """The rename table of a family as data."""
-        return read_file(self.folder / family / "weights.yaml").plain()  # type: ignore[no-any-return]
+        return self._read(family, "weights.yaml").plain()  # type: ignore[no-any-return]
 
     def family_of(self, spec: Spec) -> str | None:
         """The family that a spec's file stands in, or extends."""
@@ -81,13 +106,12 @@ class Catalogue:
         entry = self.entries.get(name)
         return entry.family if entry else self.bases.get(name)
 
-    @functools.cache  # noqa: B019 - one catalogue lives as long as the program
-    def _base(self, family: str) -> Node:
-        return read_file(self.folder / family / "spec.yaml")
+    def _read(self, family: str, name: str) -> Node:
+        return read_file(self.families[family].path / name)
 
     def _variants(self, family: str) -> Iterator[tuple[str | None, Node]]:
         """The names in variants.yaml and the family's spec with what each changes."""
-        path, base = self.folder / family / "variants.yaml", self._base(family)
+        path, base = self.families[family].path / "variants.yaml", self._base(family)
         if not path.exists():
             yield None, base
             return
@@ -95,21 +119,25 @@ class Catalogue:
             yield name, merge(base, change)
 
     def _entries(self, family: str) -> Iterator[Entry]:
-        folder = self.folder / family
-        sizes = read_file(folder / "sizes.yaml")
+        folder, origin = self.families[family].path, self.families[family].origin
+        sizes = self._read(family, "sizes.yaml")
         for variant, changed in self._variants(family):
             for size, row in sizes.value.items():
                 name = f"{variant}-{size}" if variant else size
                 text = Node(name, sizes.key_span(size), quoted=True)
                 change = Node({"name": text, "dims": row}, row.span, sizes.keys)
-                yield Entry(name, family, merge(changed, change), variant)
+                yield Entry(name, family, merge(changed, change), folder, origin, variant)
         for path in sorted(folder.glob("*.yaml")):
             if path.stem not in _OTHER:
                 document = read_file(path)
-                yield Entry(path.stem, family, document)
+                yield Entry(path.stem, family, document, folder, origin)
+
+
+def catalogue() -> Catalogue:
+    """The zoo that comes with multiway, and the families of the user's data folders."""
+    return _catalogue(data_folders())
 
 
 @functools.cache
-def catalogue() -> Catalogue:
-    """The zoo that comes with multiway."""
-    return Catalogue()
+def _catalogue(data: tuple[DataFolder, ...]) -> Catalogue:
+    return Catalogue(data)

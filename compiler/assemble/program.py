@@ -18,6 +18,7 @@ from multiway.compiler.graph.layer_graph import (
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.types import Type
 from multiway.specs.language.fields import Config
+from multiway.specs.language.parts import ACTIVATIONS
 from multiway.specs.spec import Spec
 
 
@@ -86,6 +87,12 @@ class Program:
     def linear(self, path: str, x: Value, *, part: Config, params: str | None = None) -> Value:
         """A projection, with a bias where one is declared."""
         return self.node(path, "linear", {"x": x}, params=params, part=part)
+
+    def activation(self, path: str, kind: str, x: Value, *, part: Config) -> Value:
+        """A function of every element: one that the op `activation` knows, or an op by its name."""
+        if kind in ACTIVATIONS:
+            return self.node(path, "activation", {"x": x}, attrs={"kind": kind}, part=part)
+        return self.node(path, kind, {"x": x}, part=part)
 
     def input(self, name: str, *types: Type, part: Config | None = None) -> list[Value]:
         """An input of the program; with several types, a list of tensors."""

@@ -81,6 +81,7 @@ class Op:
     tokenwise: tuple[str, ...] = ()  # inputs that run along the tokens, each token for itself
     saves: tuple[str, ...] = ()  # inputs ("output", "inner": one of its size) that backward needs
     memory: Memory = "own"
+    elementwise: bool = False  # a function of every element of x alone: may be an activation
     norm: bool = False  # a norm over the last axis, of x by weight and bias
     products: int | None = None  # matrix products; None: those of the ops a composed one calls
     packs: Packs | None = None

@@ -1,4 +1,4 @@
-"""All ops by name: those of compiler/ops, and the fused ones of compiler/fusions."""
+"""All ops by name: those of compiler/ops, the fused ones of compiler/fusions, those of plugins."""
 
 from __future__ import annotations
 
@@ -6,16 +6,29 @@ import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from multiway.compiler.graph.composed import callable_of
 from multiway.compiler.graph.op import Op
+from multiway.specs import plugins
+from multiway.specs.data_folders import refuse_twice
 from multiway.specs.errors import nearest
+from multiway.specs.language.parts import ACTIVATIONS
+
+
+def registry() -> Mapping[str, Op]:
+    """Every op by name, in the order of the file names; fused ops, then plugins', come last."""
+    return _registry(plugins.modules())
+
+
+def activations() -> tuple[str, ...]:
+    """What a spec may name as an activation: those that `activation` knows, and elementwise ops."""
+    return (*ACTIVATIONS, *(name for name, op in registry().items() if op.elementwise))
 
 
 @functools.cache
-def registry() -> Mapping[str, Op]:
-    """Every op by name, in the order of the file names; fused ops come last."""
+def _registry(_: tuple[ModuleType, ...]) -> Mapping[str, Op]:
     found: dict[str, Op] = {}
     for folder in ("ops", "fusions"):
         package = importlib.import_module(f"multiway.compiler.{folder}")
@@ -24,9 +37,16 @@ def registry() -> Mapping[str, Op]:
             assert op.name == name, f"compiler/{folder}/{name}.py defines {op.name}"
             assert op.composed == (folder == "fusions") and name not in found
             found[name] = op
+    for op in plugins.parts("OP", Op):
+        refuse_twice("op", op.name, f"plugin {op.reference.__module__}", _homes(found))
+        found[op.name] = op
     for name, op in found.items():
         setattr(call, name, callable_of(op))
     return found
+
+
+def _homes(ops: Mapping[str, Op]) -> dict[str, str]:
+    return {name: op.reference.__module__ for name, op in ops.items()}
 
 
 class _Call:

@@ -232,16 +232,13 @@ class Classification(HeadKind):
             x = builder.norm(f"{path}.norm", self.norm, x)
         if self.dense:
             x = builder.linear(f"{path}.dense", x, part=self)
-            x = self._activate(builder, f"{path}.dense.activation", x, self.dense)
+            x = builder.activation(f"{path}.dense.activation", self.dense, x, part=self)
         if self.hidden:
             x = builder.linear(f"{path}.hidden", x, part=self)
             if self.hidden_norm is not None:
                 x = builder.norm(f"{path}.hidden_norm", self.hidden_norm, x)
-            x = self._activate(builder, f"{path}.hidden.activation", x, self.activation)
+            x = builder.activation(f"{path}.hidden.activation", self.activation, x, part=self)
         return builder.linear(f"{path}.classes", x, part=self)
-
-    def _activate(self, builder: Builder, path: str, x: Value, kind: str) -> Value:
-        return builder.node(path, "activation", {"x": x}, attrs={"kind": kind}, part=self)
 
     def _loss(self, builder: Builder, logits: Value) -> LayerGraph:
         path, b = f"heads.{builder.spec.head_name}.loss", sym("B")

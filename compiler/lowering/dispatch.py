@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any
 
 from multiway.compiler.graph.layer_graph import LayerGraph, Record
 from multiway.compiler.graph.op import Op
 from multiway.compiler.graph.registry import registry
+from multiway.specs import plugins
 
 VARYING = frozenset("BTS")
 """Letters of signatures that are no widths, even where a program has a number for them: batch,
@@ -48,11 +50,15 @@ def widths_of(graph: LayerGraph, record: Record) -> dict[str, int]:
     return {k: v for k, v in sizes.items() if isinstance(v, int) and k not in VARYING}
 
 
-@functools.cache
 def fast(name: str) -> Callable[..., Any]:
     """The function of an op in fused programs, for nodes that its kernel fits. Which way a call
     goes is decided by its tensors, so a model may change device and type after it was compiled.
     """
+    return _fast(name, plugins.modules())
+
+
+@functools.cache
+def _fast(name: str, _: tuple[ModuleType, ...]) -> Callable[..., Any]:
     import torch
 
     from multiway.runtime.kernels import kernels

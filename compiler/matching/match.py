@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from multiway.compiler.graph.composed import Ref, SmallGraph, trace
@@ -19,6 +20,7 @@ from multiway.compiler.graph.layer_graph import LayerGraph, Record, Value
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.graph.rewrite import Rewriter, Tally
 from multiway.compiler.graph.verify import VerificationError
+from multiway.specs import plugins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,12 +56,18 @@ class Fusion:
         return record.op in self.roots or (self.norms and record.is_norm)
 
 
-@functools.cache
 def fusions() -> Mapping[str, Fusion]:
-    """Every fusion by the op that it puts in. Which pass puts it in, and when, says PIPELINE."""
+    """Every fusion by the op that it puts in. Which pass puts it in, and when, says PIPELINE; of
+    a plugin's fusion a pass of its own."""
+    return _fusions(plugins.modules())
+
+
+@functools.cache
+def _fusions(_: tuple[ModuleType, ...]) -> Mapping[str, Fusion]:
     package = importlib.import_module("multiway.compiler.fusions")
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     found = [importlib.import_module(f"multiway.compiler.fusions.{name}").FUSION for name in names]
+    found += plugins.parts("FUSION", Fusion)
     return {each.op: each for each in found}
 
 

@@ -48,11 +48,18 @@ def check(source: str, settings: list[str] | None) -> dict[str, Any]:
         return {"spec": source, "ok": False, "errors": problems, "text": error.render()}
     lines = [f"ok  {spec.name}: {spec.depth} blocks of width {spec.width}"]
     lines += [f"    {name}: {found['parameters']:,} parameters" for name, found in heads.items()]
-    return {"spec": source, "ok": True, "name": spec.name, "heads": heads, "text": "\n".join(lines)}
+    return {
+        "spec": source,
+        "ok": True,
+        "name": spec.name,
+        "heads": heads,
+        "warnings": [as_dict(problem) for problem in spec.warnings],
+        "text": "\n".join(lines),
+    }
 
 
 def as_dict(problem: Problem) -> dict[str, Any]:
-    """An error as plain data."""
+    """An error or a warning as plain data."""
     span = problem.span
     return {
         "code": problem.code,

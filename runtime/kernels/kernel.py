@@ -8,10 +8,13 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+
+from multiway.specs import plugins
+from multiway.specs.data_folders import refuse_twice
 
 # Private, so looked for: without them a call inside a mode or a transform is taken as a plain one.
 _transforms: Callable[[], bool] = getattr(
@@ -97,9 +100,14 @@ def eager_transforms() -> bool:
     return _transforms() or _forward_ad._current_level >= 0
 
 
-@functools.cache
 def kernels() -> Mapping[str, Kernel]:
-    """Every kernel by the op it computes: `KERNELS` of each module beside this one."""
+    """Every kernel by the op it computes: `KERNELS` of each module beside this one, and of each
+    plugin."""
+    return _kernels(plugins.modules())
+
+
+@functools.cache
+def _kernels(_: tuple[ModuleType, ...]) -> Mapping[str, Kernel]:
     package = importlib.import_module("multiway.runtime.kernels")
     found: dict[str, Kernel] = {}
     for module in sorted(each.name for each in pkgutil.iter_modules(package.__path__)):
@@ -107,4 +115,8 @@ def kernels() -> Mapping[str, Kernel]:
         for kernel in getattr(loaded, "KERNELS", ()):
             assert kernel.op not in found, f"two kernels for {kernel.op}"
             found[kernel.op] = kernel
+    for kernel in plugins.parts("KERNELS", Kernel):
+        homes = {op: each.run.__module__ for op, each in found.items()}
+        refuse_twice("kernel for", kernel.op, f"plugin {kernel.run.__module__}", homes)
+        found[kernel.op] = kernel
     return found

@@ -99,11 +99,11 @@ class Kinds:
     """
 
     def __init__(self, *classes: type[Config], tag: str = "kind") -> None:
-        self.classes, self.tag = {_tagged(cls, tag): cls for cls in classes}, tag
+        self.classes, self.tag = {kind_of(cls, tag): cls for cls in classes}, tag
         assert tag in TAGS
 
 
-def _tagged(cls: type[Config], tag: str) -> str:
+def kind_of(cls: type[Config], tag: str = "kind") -> str:
     """The value of the tag that stands for a class: its only Literal."""
     (kind,) = typing.get_args(typing.get_type_hints(cls)[tag])
     return str(kind)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NewType
 
 from multiway.specs.errors import Report
 from multiway.specs.language.fields import Config, Formula, Real, key, keys_of
 from multiway.specs.language.routing import Routing
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu_squared", "tanh", "sigmoid"]
+ACTIVATIONS = ("gelu", "gelu_tanh", "silu", "relu", "relu_squared", "tanh", "sigmoid")
+Activation = NewType("Activation", str)  # one of these, or the name of an elementwise op
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,7 +222,7 @@ class Wiring(Config):
 
     short = "use"
 
-    use: str | None = key("a named wiring: a file of specs/wirings")
+    use: str | None = key("a named wiring, or a .yaml file beside the spec")
     cite: tuple[str, ...] = key("the papers", default=())
     doc: str = key("a line on what it is", default="")
     norms: tuple[Literal["input", "output", "sum"], ...] = key(

@@ -25,6 +25,7 @@ from multiway.specs.language.fields import (
     unwrap,
     whole_number,
 )
+from multiway.specs.language.parts import Activation
 from multiway.specs.reading.merge import merge, strip
 from multiway.specs.text.source import Node
 
@@ -136,7 +137,7 @@ class Reader:
             if isinstance(node.value, bool):
                 return node.value
             return bool(evaluate_at(parse_expression(node), node, self.names))
-        if annotation is str:
+        if annotation in (str, Activation):
             return str(node.value)
         assert annotation is bool or annotation is int or _is_literal(annotation), annotation
         return node.value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,12 @@ from multiway.specs.errors import MultiwayError, Span, nearest, one_of, quote
 from multiway.specs.language.document import Document
 from multiway.specs.language.fields import TAGS, Kinds, keys_of
 from multiway.specs.language.wiring import Wiring
+from multiway.specs.library import Library
 from multiway.specs.reading.full_form import full_document, full_form
 from multiway.specs.text.source import MAX_DEPTH, MAX_NODES, Node, parse_value, read_file
 
 MAX_CHAIN = 16  # documents that extend one another, heads that are like one another
-WIRINGS = Path(__file__).parents[1] / "wirings"
 DEFAULTS = Path(__file__).parents[1] / "defaults.yaml"
-
-Resolver = Callable[[str], Node | None]
-"""From the name of a spec to its document, or None when there is none of that name."""
 
 
 def strip(node: Node) -> Node:
@@ -63,8 +60,7 @@ def _differs(base: Node, change: Node, name: str) -> bool:
 class _Extending:
     """What is known while a document is extended: where it stands, and what led to it."""
 
-    resolver: Resolver
-    heads: Kinds
+    library: Library
     folder: Path | None
     chain: tuple[str, ...] = ()
     files: frozenset[Path] = frozenset()
@@ -78,13 +74,13 @@ class _Extending:
         )
 
 
-def extend(document: Node, resolver: Resolver, *, heads: Kinds, folder: Path | None = None) -> Node:
+def extend(document: Node, library: Library, *, folder: Path | None = None) -> Node:
     """The document with everything it extends merged in, in its full form. Raises MultiwayError."""
-    return _extend(document, _Extending(resolver=resolver, heads=heads, folder=folder))
+    return _extend(document, _Extending(library=library, folder=folder))
 
 
 def _extend(document: Node, where: _Extending) -> Node:
-    document = full_document(document, where.heads)
+    document = _with_wiring_path(full_document(document, where.library.heads), where.folder)
     parent = document.get("extends")
     if parent is None or parent.value is None:
         return document
@@ -104,29 +100,44 @@ def _extend(document: Node, where: _Extending) -> Node:
 
 
 def _find(name: str, span: Span, where: _Extending) -> tuple[Node, _Extending]:
-    if name.endswith((".yaml", ".yml")):
+    if names_file(name):
         return _file(name, span, where)
     _check_chain(name, span, where, again=name in where.chain)
-    found = where.resolver(name)
+    found = where.library.specs(name)
     if found is None:
         raise MultiwayError.one(
             "unknown-spec",
             f"there is no spec named {quote(name)}",
             span=span,
             expected="a name that `multiway zoo` lists, or a .yaml file beside this one",
-            nearest=nearest(name, getattr(where.resolver, "names", ())),
+            nearest=nearest(name, where.library.specs.names),
         )
     return found, where.within(name, None, None)
 
 
+def names_file(name: str) -> bool:
+    """Whether what stands for a spec or a wiring is a file, and not a name."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def _file(name: str, span: Span, where: _Extending) -> tuple[Node, _Extending]:
-    if where.folder is None:
+    shown = _beside(name, span, where.folder, code="unknown-spec")
+    path = shown.resolve()
+    _check_chain(name, span, where, again=path in where.files)
+    return read_file(shown), where.within(name, shown.parent, path)
+
+
+def _beside(name: str, span: Span, folder: Path | None, *, code: str) -> Path:
+    """A file in the folder of a spec or below. code: of the error where there is none."""
+    if folder is None:
         message = f"{quote(name)} is a file, but this spec is not one"
         expected = "a name that `multiway zoo` lists"
-        raise MultiwayError.one("unknown-spec", message, span=span, expected=expected)
+        if code == "unknown-wiring":
+            expected = "the name of a wiring"
+        raise MultiwayError.one(code, message, span=span, expected=expected)
     try:
-        path = (where.folder / name).resolve()
-        inside = path.is_relative_to(where.folder.resolve())
+        path = (folder / name).resolve()
+        inside = path.is_relative_to(folder.resolve())
         found = path.is_file()
     except (OSError, RuntimeError, ValueError):  # too long, a circle of links, a zero byte
         inside, found = True, False
@@ -139,15 +150,13 @@ def _file(name: str, span: Span, where: _Extending) -> tuple[Node, _Extending]:
         )
     if not found:
         raise MultiwayError.one(
-            "unknown-spec",
+            code,
             f"there is no file {quote(name)}",
             span=span,
             expected="a file, named from the folder of this spec",
-            nearest=_like_file(where.folder, name),
+            nearest=_like_file(folder, name),
         )
-    _check_chain(name, span, where, again=path in where.files)
-    shown = where.folder / name
-    return read_file(shown), where.within(name, shown.parent, path)
+    return folder / name
 
 
 def _like_file(folder: Path, name: str) -> str:
@@ -169,9 +178,11 @@ def _check_chain(name: str, span: Span, where: _Extending, *, again: bool) -> No
 
 
 def apply_sets(tree: Node, settings: Mapping[str, Any], heads: Kinds) -> Node:
-    """The tree with `--set` values laid over it. A name without a dot is a dim."""
+    """The tree with `--set` values laid over it. A name without a dot is a dim, or else a part of
+    the spec. A file is named from the working directory."""
     for name, value in settings.items():
-        tree = merge(tree, full_document(_setting(tree, str(name), value), heads))
+        change = full_document(_setting(tree, str(name), value), heads)
+        tree = merge(tree, _with_wiring_path(change, Path()))
     return tree
 
 
@@ -179,7 +190,7 @@ def _setting(tree: Node, name: str, value: Any) -> Node:
     written = value if isinstance(value, str) else _as_yaml(name, value)
     text = f"{name}={written}"
     span = Span("--set", 1, 1, max(len(name), 1), text)
-    parts = name.split(".") if "." in name else ["dims", name]
+    parts = name.split(".") if "." in name or _is_part(tree, name) else ["dims", name]
     if len(parts) > MAX_DEPTH:
         message = f"a path of more than {MAX_DEPTH} names"
         raise MultiwayError.one("unknown-set", message, span=span)
@@ -187,22 +198,24 @@ def _setting(tree: Node, name: str, value: Any) -> Node:
         place = span.part(5, len(parts[1])) if "." in name else span
         _check_dim(tree, parts[1], place)
     leaf = _leaf(written, text, len(name) + 1)
-    if "." not in name:
+    if len(parts) == 2 and "." not in name:
         return _nest(parts, [0, 0], leaf, span)
     starts = [sum(len(part) + 1 for part in parts[:i]) for i in range(len(parts))]
     return _nest(parts, starts, leaf, span)
 
 
-def _check_dim(tree: Node, name: str, span: Span) -> None:
+def _dims_of(tree: Node) -> list[str]:
     dims = tree.get("dims")
-    known = list(dims.value) if dims is not None and isinstance(dims.value, dict) else []
-    if name not in known and name in keys_of(Document):
-        raise MultiwayError.one(
-            "unknown-set",
-            f"{quote(name)} is not a dim but a part of the spec, which is set by its path",
-            span=span,
-            expected=f"{name}.KEY=VALUE",
-        )
+    return list(dims.value) if dims is not None and isinstance(dims.value, dict) else []
+
+
+def _is_part(tree: Node, name: str) -> bool:
+    """Whether a name stands for a part of the spec, as `wiring` does; extending is done by then."""
+    return name in keys_of(Document) and name != "extends" and name not in _dims_of(tree)
+
+
+def _check_dim(tree: Node, name: str, span: Span) -> None:
+    known = _dims_of(tree)
     if name not in known:
         raise MultiwayError.one(
             "unknown-set",
@@ -294,30 +307,47 @@ def _like(heads: Node, name: str, chain: tuple[str, ...]) -> Node:
     return dataclasses.replace(merge(base, dataclasses.replace(head, value=rest)), span=head.span)
 
 
-def with_wiring(tree: Node) -> Node:
-    """The tree with its named wiring read from specs/wirings and merged under what it says."""
-    wiring = tree.get("wiring")
-    use = wiring.get("use") if wiring else None
-    if wiring is None or use is None or not isinstance(use.value, str):
+def with_wiring(tree: Node, wirings: Mapping[str, Path]) -> Node:
+    """The tree with its named wiring read and merged under what it says. wirings: name to file."""
+    wiring, use = tree.get("wiring"), _used(tree)
+    if wiring is None or use is None:
         return tree  # the schema check names what is wrong
-    named = full_form(Wiring, _named_wiring(use.value, use.span))
+    named = full_form(Wiring, strip(read_file(wiring_file(use, wirings))))
     named = dataclasses.replace(named, value={**named.value, "use": use})
     merged = dataclasses.replace(merge(named, wiring), span=wiring.span)
     return dataclasses.replace(tree, value={**tree.value, "wiring": merged})
 
 
-def wiring_names() -> list[str]:
-    """The named wirings, sorted."""
-    return sorted(path.stem for path in WIRINGS.glob("*.yaml"))
-
-
-def _named_wiring(name: str, span: Span) -> Node:
-    if name not in wiring_names():
+def wiring_file(use: Node, wirings: Mapping[str, Path]) -> Path:
+    """Where the wiring of a `use` stands. Raises MultiwayError for a name that there is not."""
+    name = str(use.value)
+    if names_file(name):
+        return Path(name)
+    if name not in wirings:
         raise MultiwayError.one(
             "unknown-wiring",
             f"there is no wiring named {quote(name)}",
-            span=span,
-            expected=one_of(wiring_names()),
-            nearest=nearest(name, wiring_names()),
+            span=use.span,
+            expected=one_of(sorted(wirings)),
+            nearest=nearest(name, wirings),
         )
-    return strip(read_file(WIRINGS / f"{name}.yaml"))
+    return wirings[name]
+
+
+def _used(tree: Node) -> Node | None:
+    """The `use` of a document's wiring, where it is a text."""
+    wiring = tree.get("wiring")
+    use = wiring.get("use") if wiring is not None else None
+    return use if use is not None and isinstance(use.value, str) else None
+
+
+def _with_wiring_path(document: Node, folder: Path | None) -> Node:
+    """The document with a wiring that is a file named from here, and no longer from its folder."""
+    use = _used(document)
+    if use is None or not names_file(use.value):
+        return document
+    path = _beside(use.value, use.span, folder, code="unknown-wiring")
+    found = dataclasses.replace(use, value=str(path))
+    wiring = document["wiring"]
+    wiring = dataclasses.replace(wiring, value={**wiring.value, "use": found})
+    return dataclasses.replace(document, value={**document.value, "wiring": wiring})

@@ -25,12 +25,15 @@ from multiway.specs.language.fields import (
     kinds_in,
     unwrap,
 )
+from multiway.specs.language.parts import ACTIVATIONS, Activation
+from multiway.specs.library import Library
 from multiway.specs.text.source import Node
 
 # Names of models end up in file names and in the code that is written for them.
 _MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$(?!\n)"
 _MODEL_NAME_RULE = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
 _EXPRESSION = "a number, or an expression over dims"
+_ACTIVATION = "Activation"
 _MAX_ERRORS = 200  # problems that are looked at, of which the first in the file are shown
 _WORDS = {
     "object": "a mapping",
@@ -41,13 +44,13 @@ _WORDS = {
 }
 
 
-def document_schema(heads: Kinds) -> dict[str, Any]:
+def document_schema(heads: Kinds, activations: tuple[str, ...] = ACTIVATIONS) -> dict[str, Any]:
     """The schema of a whole spec. `heads` are the head kinds that are known.
 
     No key is required here, because a spec may extend another one; what is missing once everything
     is merged is reported by the conversion.
     """
-    definitions: dict[str, Any] = {}
+    definitions: dict[str, Any] = {_ACTIVATION: {"enum": [*activations, None]}}
     root = _object(Document, definitions)
     root["type"] = "object"
     properties = root["properties"]
@@ -139,6 +142,8 @@ def _value(annotation: Any, definitions: dict[str, Any]) -> dict[str, Any]:
         return {"type": ["boolean", "number", "string", "null"], "x-expected": expected}
     if annotation in (Count, Offset, Real, Formula) or origin is typing.Union:
         return {"type": ["number", "string", "null"], "x-expected": _EXPRESSION}
+    if annotation is Activation:
+        return {"$ref": f"#/$defs/{_ACTIVATION}"}
     if annotation in (str, bool, int):
         name = {str: "string", bool: "boolean", int: "integer"}[annotation]
         return {"type": [name, "null"]}
@@ -167,17 +172,18 @@ def _item(annotation: Any, definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=8)
-def _validator(heads: Kinds) -> Any:
+def _validator(heads: Kinds, activations: tuple[str, ...]) -> Any:
     from jsonschema import Draft202012Validator
 
-    return Draft202012Validator(document_schema(heads))
+    return Draft202012Validator(document_schema(heads, activations))
 
 
-def check_schema(tree: Node, heads: Kinds, report: Report) -> None:
+def check_schema(tree: Node, library: Library, report: Report) -> None:
     """Adds what `jsonschema` finds in a merged spec to the report, in the order of the text."""
+    validator = _validator(library.heads, library.activations)
     found = Report()
     problems: list[Problem] = []
-    for error in islice(_validator(heads).iter_errors(tree.plain()), _MAX_ERRORS):
+    for error in islice(validator.iter_errors(tree.plain()), _MAX_ERRORS):
         found.problems.clear()
         _problem(tree, error, found)
         problems += found.problems

@@ -12,8 +12,8 @@ from written import ALL, DOCS, EXAMPLES, LANGUAGE, ROOT, Block, classes, current
 import multiway as mw
 from multiway.compiler.assemble.build import program_names
 from multiway.compiler.graph.registry import registry
+from multiway.specs.data_folders import wiring_files
 from multiway.specs.language import fields
-from multiway.specs.reading import merge
 from multiway.specs.spec import Spec
 
 SPECS = [block for block in ALL if block.language == "yaml" and not block.marker]
@@ -157,5 +157,5 @@ def test_lines_are_short(path: Path) -> None:
 def test_every_wiring_has_a_section() -> None:
     text = (ROOT / "docs" / "wirings.md").read_text()
     printed = re.findall(r"<!-- printed: wiring (\w+) -->", text)
-    assert sorted(printed) == merge.wiring_names()
+    assert sorted(printed) == sorted(wiring_files())
     assert len(re.findall(r"^## ", text, re.MULTILINE)) == len(printed) + 2  # edges, compositions

@@ -33,7 +33,9 @@ from multiway.compiler.views.report import report
 from multiway.compiler.views.report import to_text as report_text
 from multiway.compiler.views.text import line, to_text
 from multiway.specs import language
+from multiway.specs.data_folders import WIRINGS
 from multiway.specs.language import fields, routing
+from multiway.specs.language.parts import ACTIVATIONS, Activation
 from multiway.specs.reading import dims, merge
 from multiway.specs.spec import Spec
 from multiway.specs.text import expressions, source
@@ -139,6 +141,7 @@ _LEAVES = {
     fields.Formula: "formula",
     str: "text",
     bool: "true, false",
+    Activation: ", ".join(ACTIVATIONS),
 }
 
 
@@ -300,7 +303,7 @@ WIRED_SIZES = {"B": 1, "T": 512}
 
 def print_wiring(file: Path, name: str) -> str:
     """The keys of a named wiring as they stand in its file, and what it adds to plain residual."""
-    text = (merge.WIRINGS / f"{name}.yaml").read_text()
+    text = (WIRINGS / f"{name}.yaml").read_text()
     keys = [each for each in text.splitlines() if not re.match(r"#|doc:|cite:", each)]
     own, plain = wiring_costs(name), wiring_costs("residual")
     more = {key: own[key] / plain[key] - 1 for key in plain}

@@ -17,8 +17,8 @@ import pytest
 
 import multiway as mw
 from multiway.compiler.heads import kinds
+from multiway.specs.data_folders import wiring_files
 from multiway.specs.errors import one_of
-from multiway.specs.reading.merge import wiring_names
 from multiway.specs.text.source import MAX_BYTES
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ def shown(error: mw.MultiwayError) -> str:
     Lists that grow with every new head or wiring have a name, so that a new one changes no text.
     """
     text = str(error).replace(f"{PACKAGE}/", "") + "\n"
-    for label, names in (("HEAD KINDS", kinds().classes), ("WIRINGS", wiring_names())):
+    for label, names in (("HEAD KINDS", kinds().classes), ("WIRINGS", sorted(wiring_files()))):
         text = text.replace(one_of(names), f"one of the {label}")
     return text
 
@@ -275,12 +275,17 @@ def test_unknown_set(decoder: Path) -> None:
 
 
 def test_set_of_a_part_of_the_spec(decoder: Path) -> None:
-    assert raised(lambda: mw.load(decoder, set={"wiring": "mudd"})) == (
-        "--set:1:1: error[unknown-set]: "
-        "'wiring' is not a dim but a part of the spec, which is set by its path\n"
-        "    1 | wiring=mudd\n"
-        "      | ^^^^^^\n"
-        "  expected: wiring.KEY=VALUE"
+    assert mw.load(decoder, set={"wiring": "mudd"}).wiring.mix is not None
+    assert mw.load(decoder, set={"wiring": "{use: mudd, mix: {static: ~}}"}).wiring.mix is not None
+    assert mw.load(decoder, set={"name": "another"}).name == "another"
+    assert raised(lambda: mw.load(decoder, set={"heads": 3})) == (
+        "--set:1:7: error[wrong-type]: heads is 3\n"
+        "    1 | heads=3\n"
+        "      |       ^\n"
+        "  expected: a mapping"
+    )
+    assert raised(lambda: mw.load(decoder, set={"extends": "pythia"})).startswith(
+        "--set:1:1: error[unknown-set]: 'extends' is not a dim of this spec\n"
     )
 
 
@@ -382,6 +387,9 @@ ELSEWHERE = {
     "not-utf8": test_not_utf8,
     "unknown-set": test_unknown_set,
     "unknown-program": test_unknown_head_and_program,
+    "bad-data-folder": "tests/specs/test_data_folders.py",
+    "duplicate-name": "tests/specs/test_data_folders.py",
+    "bad-plugin": "tests/compiler/test_plugins.py",
     "missing-input": "tests/runtime/tasks/test_predict.py",  # a text without a mask
 }
 

@@ -24,6 +24,7 @@ from multiway.compiler.heads import kinds
 from multiway.specs.errors import MAX_PROBLEMS
 from multiway.specs.language.document import Document
 from multiway.specs.language.fields import TAGS, Config, Test, keys_of, kinds_in, unwrap
+from multiway.specs.language.parts import ACTIVATIONS, Activation
 from multiway.specs.text.source import parse
 
 PARTS = Path(__file__).parent / "bad" / "parts"
@@ -289,7 +290,12 @@ def fitting(draw: st.DrawFn, annotation: Any) -> Any:
     if origin is dict:
         names = draw(st.lists(st.sampled_from(NAMES), max_size=3, unique=True))
         return {name: fitting(draw, arguments[1]) for name in names}
-    leaves: dict[Any, list[Any]] = {str: WORDS, bool: [True, False], Test: TESTS}
+    leaves: dict[Any, list[Any]] = {
+        str: WORDS,
+        bool: [True, False],
+        Test: TESTS,
+        Activation: list(ACTIVATIONS),
+    }
     return draw(
         st.sampled_from(
             list(arguments) if arguments and origin is Literal else leaves.get(annotation, NUMBERS)

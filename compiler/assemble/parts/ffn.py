@@ -81,9 +81,9 @@ def build(ways: Ways, layer: int, x: Value) -> Value:
 
 def _feed_forward(program: Program, way: Way, ffn: FFN, x: Value, block: Block) -> Value:
     up = way.linear("up", x, part=ffn)
-    given = {"x": way.linear("gate", x, part=ffn) if ffn.gate else up}
-    at, kind = join(way.path, "activation", way.label), {"kind": ffn.activation}
-    z = program.node(at, "activation", given, attrs=kind, part=ffn)
+    given = way.linear("gate", x, part=ffn) if ffn.gate else up
+    at = join(way.path, "activation", way.label)
+    z = program.activation(at, ffn.activation, given, part=ffn)
     if ffn.gate:
         gated = {"a": z, "b": up}
         z = program.node(join(way.path, "gated", way.label), "multiply", gated, part=ffn)
@@ -100,8 +100,7 @@ def _shared(program: Program, way: Way, shared: Shared, x: Value, block: Block) 
     if not shared.gate:
         return y
     score = dense.linear("score", x, part=shared)
-    at, kind = join(path, "gate_value", way.label), {"kind": "sigmoid"}
-    gate = program.node(at, "activation", {"x": score}, attrs=kind, part=shared)
+    gate = program.activation(join(path, "gate_value", way.label), "sigmoid", score, part=shared)
     at = join(path, "spread", way.label)
     one = program.node(at, "spread", {"x": y}, attrs={"count": 1}, part=shared)
     at, given = join(path, "mixed", way.label), {"xs": one, "gates": gate}

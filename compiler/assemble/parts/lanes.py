@@ -145,12 +145,8 @@ class LaneState:
             params = {"static": f"{at}.static"}
             if dynamic is not None:
                 made = program.linear(f"{at}.linear", z, part=dynamic, params=at)
-                given["dynamic"] = program.node(
-                    f"{at}.activation",
-                    "activation",
-                    {"x": made},
-                    attrs={"kind": dynamic.activation},
-                    part=dynamic,
+                given["dynamic"] = program.activation(
+                    f"{at}.activation", dynamic.activation, made, part=dynamic
                 )
                 params["scale"] = f"{at}.scale" if kind == "write" else f"{path}.scale"
             found[kind] = program.node(

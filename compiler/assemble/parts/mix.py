@@ -87,11 +87,15 @@ class MixState:
             self.add_source(change)
             self.group, self.grouped = None, 0
 
+    def _listed(self, found: Reading) -> list[Value]:
+        """The sources that a mix names one by one."""
+        sources = self.values if "value" in self.mix.streams else self.sources
+        return [sources[i] for i in found.sources]
+
     def _history(self, site: Site, found: Reading) -> Value:
         """The list of sources that a reader takes."""
         if "value" in self.mix.streams or self.mix.sources:
-            sources = self.values if "value" in self.mix.streams else self.sources
-            parts = [sources[i] for i in found.sources]
+            parts = self._listed(found)
             attrs = {"count": len(parts)}
             path = f"{found.path}.sources"
             return self.program.node(path, "collect", {"parts": parts}, attrs=attrs, part=self.mix)
@@ -136,21 +140,33 @@ class MixState:
 
     def sums(self, site: Site, found: Reading, reads: Mapping[str, Value]) -> dict[str, Value]:
         """The mixed streams. `reads`: what they would be otherwise."""
-        history = self._history(site, found)
-        program, name, mix = self.program, self.name, self.mix
-        if mix.router is not None:
-            mixed = depth_attention.build(program, name, mix, found, history)
+        if self._is_one(found):
+            mixed = self._listed(found) * len(found.ways)
         else:
-            assert self.newest is not None
-            weights = mix_weights.build(program, name, mix, found, self.newest)
-            given = {"history": history, "weights": weights}
-            mixed = program.nodes(f"{found.path}.sum", "mix", given, part=mix)
+            mixed = self._mixed(site, found)
         named = {}
         for way, value in zip(found.ways, mixed, strict=True):
             named[way] = self._finished(found, way, value, reads[way])
-            if name == "mix":
-                program.name(f"streams.{found.index - 1}.{way}", named[way])
+            if self.name == "mix":
+                self.program.name(f"streams.{found.index - 1}.{way}", named[way])
         return named
+
+    def _is_one(self, found: Reading) -> bool:
+        """Whether the sum is one source as it is: named alone, with a fixed weight of 1."""
+        mix = self.mix
+        alone = len(found.sources) == 1 and bool(mix.sources)
+        return alone and mix.fixed is not None and mix.fixed.number(sources=1) == 1
+
+    def _mixed(self, site: Site, found: Reading) -> list[Value]:
+        """The sums of a reader, one for each of its ways."""
+        program, name, mix = self.program, self.name, self.mix
+        history = self._history(site, found)
+        if mix.router is not None:
+            return depth_attention.build(program, name, mix, found, history)
+        assert self.newest is not None
+        weights = mix_weights.build(program, name, mix, found, self.newest)
+        given = {"history": history, "weights": weights}
+        return program.nodes(f"{found.path}.sum", "mix", given, part=mix)
 
     def _finished(self, found: Reading, way: str, x: Value, base: Value) -> Value:
         """A sum with its norm, its gate, and what it is added to."""

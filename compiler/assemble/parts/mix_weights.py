@@ -88,6 +88,5 @@ def _fixed(program: Program, mix: Mix, found: Reading, newest: Value) -> Value:
 def _generated(program: Program, path: str, generator: Generator, newest: Value) -> Value:
     x = plain_norm.build(program, f"{path}.norm", _norm(generator), newest)
     x = program.linear(f"{path}.hidden", x, part=generator)
-    kind = {"kind": generator.activation}
-    x = program.node(f"{path}.activation", "activation", {"x": x}, attrs=kind, part=generator)
+    x = program.activation(f"{path}.activation", generator.activation, x, part=generator)
     return program.linear(f"{path}.output", x, part=generator)

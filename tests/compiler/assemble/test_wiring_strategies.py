@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from wiring_strategies import wirings
 
+from multiway.specs.data_folders import wiring_files
 from multiway.specs.language.fields import Config, keys_of, kinds_in, unwrap
 from multiway.specs.language.parts import Activation, Initial
 from multiway.specs.language.wiring import Wiring
-from multiway.specs.reading.merge import wiring_names
 
 Found = tuple[str, str, Any]
 
@@ -41,7 +41,7 @@ def choices_of(annotation: Any) -> list[Any]:
     Functions are not told apart: they are the same everywhere.
     """
     inner, _ = unwrap(annotation)
-    if inner == Activation:
+    if inner is Activation:
         return []
     if typing.get_origin(inner) is tuple:
         return choices_of(typing.get_args(inner)[0])
@@ -81,7 +81,7 @@ def choices_of_kind(cls: type[Config]) -> list[Any]:
     return choices_of(keys["kind"][0]) if "kind" in keys else []
 
 
-NAMED: set[Found] = {("named", name, None) for name in wiring_names()}
+NAMED: set[Found] = {("named", name, None) for name in sorted(wiring_files())}
 WANTED = set(expected(Wiring)) - IMPOSSIBLE
 
 

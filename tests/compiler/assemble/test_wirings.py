@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -16,12 +17,12 @@ from wiring_specs import BOTH, ORDERS, TOKENS, decoder, pair
 import multiway as mw
 from multiway.runtime.block import calls_of
 from multiway.runtime.model import Model
+from multiway.specs.data_folders import WIRINGS, wiring_files
 from multiway.specs.language.wiring import Manifold
-from multiway.specs.reading.merge import wiring_names
 
 Mappings = dict[str, Any]
 
-ALL = pytest.mark.parametrize("name", wiring_names())
+ALL = pytest.mark.parametrize("name", sorted(wiring_files()))
 
 
 def in_turn(names: list[str]) -> pytest.MarkDecorator:
@@ -34,7 +35,7 @@ def in_turn(names: list[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("name", "order"), cases)
 
 
-IN_TURN = in_turn(wiring_names())
+IN_TURN = in_turn(sorted(wiring_files()))
 
 # Words of the language together, each of them once the place of a defect or near to one.
 TOGETHER = {
@@ -90,7 +91,7 @@ def model_of(spec: Mappings, **options: Any) -> Model:
 @ALL
 def test_it_is_what_the_language_says(name: str, order: str) -> None:
     check_second(decoder(name, order), 5)
-    if order == ORDERS[wiring_names().index(name) % 2]:
+    if order == ORDERS[sorted(wiring_files()).index(name) % 2]:
         check_second(pair(name, order), 3)
 
 
@@ -102,7 +103,7 @@ def test_words_together_are_what_the_language_says(name: str, order: str) -> Non
     check_second({**changing, "layers": [{"where": "layer == 1", "order": other}]}, 5)
 
 
-@in_turn([*wiring_names(), *TOGETHER])
+@in_turn([*sorted(wiring_files()), *TOGETHER])
 def test_fused_it_is_the_reference(name: str, order: str) -> None:
     """Logits or loss, and every gradient, in float64."""
     wiring = together(name) if name in TOGETHER else name
@@ -183,3 +184,38 @@ def test_the_forward_exports(name: str) -> None:
     module = mw.compile(mw.load(decoder(name, depth=2))).programs["forward"]
     exported = torch.export.export(module, (TOKENS,), strict=False)
     torch.testing.assert_close(exported.module()(TOKENS), module(TOKENS))
+
+
+# One source, taken as it is
+
+
+@pytest.mark.parametrize("add", ["true", "false"])
+def test_one_source_of_weight_one_is_no_sum(add: str) -> None:
+    edge = f"streams: [x], where: layer == 2, sources: [0], fixed: WEIGHT, add: {add}"
+    wiring = f"{{edges: [{{{edge}}}]}}"
+
+    def made(weight: str) -> tuple[Counter[str], torch.Tensor]:
+        spec = mw.load("prenorm-test", set={"wiring": wiring.replace("WEIGHT", weight)})
+        model = mw.compile(spec, dtype=torch.float64, fuse=False)
+        with torch.no_grad():
+            result = model(torch.arange(7)[None])
+        return Counter(record.op for record in mw.build(spec)), result
+
+    (one, found), (sum_, expected) = made("1"), made("1.000000000000001")
+    assert sum_["mix"] == 1 and one["mix"] == one["collect"] == one["fixed_weights"] == 0
+    assert one["add"] == sum_["add"]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+# A mix that nobody reads
+
+
+@pytest.mark.parametrize("name", ["x0", "unet"])
+def test_a_where_of_a_named_wiring_that_is_never_true_warns(name: str) -> None:
+    with pytest.warns(mw.MultiwayWarning, match="no block mixes by this") as found:
+        spec = mw.load("prenorm-test", set={"depth": 1, "wiring": name})
+    assert str(found[0].message).startswith(f"{WIRINGS / name}.yaml:")
+    assert [each.code for each in spec.warnings] == ["empty-stream"]
+    plain = mw.build(mw.load("prenorm-test", set={"depth": 1}))
+    assert list(mw.build(spec).params) == list(plain.params)
+    assert not mw.load("prenorm-test", set={"wiring": name}).warnings

@@ -27,6 +27,7 @@ from multiway.specs import MultiwayError, Spec
 from multiway.specs import load as load_spec
 from multiway.specs.language.fields import Kinds, key
 from multiway.specs.language.inputs import Preprocess
+from multiway.specs.library import Library
 from multiway.zoo import catalogue
 
 Image = pytest.importorskip("PIL.Image")
@@ -178,8 +179,7 @@ def with_channels(**more: Any) -> Spec:
     change = {"extends": "pythia-test", "heads": {"task": {"kind": "channels", **more}}}
     return load_spec(
         {"multiway": 1, "name": "with-channels", **change},
-        resolver=catalogue(),
-        kinds=Kinds(*kinds().classes.values(), Channels),
+        library=Library(heads=Kinds(*kinds().classes.values(), Channels), specs=catalogue()),
     ).for_head("task")
 
 

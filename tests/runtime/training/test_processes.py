@@ -16,7 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 import multiway as mw
 from multiway.compiler.assemble.build import program_names
-from multiway.specs.reading.merge import wiring_names
+from multiway.specs.data_folders import wiring_files
 
 # A history and routed experts, and two passes over the blocks. Lanes and others are slow.
 SHORT = [("mudd-moe-test", "lm"), ("beit3-test", "retrieval")]
@@ -34,7 +34,7 @@ def test_short(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_member(tmp_path: Path) -> None:
     wirings = {mw.load(name).wiring.use for name, _ in cases()}
-    assert wirings >= set(wiring_names())
+    assert wirings >= set(wiring_files())
     assert run(cases(), tmp_path) == ""
 
 

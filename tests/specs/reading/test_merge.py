@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import multiway as mw
 from multiway.compiler.heads import kinds
+from multiway.specs.data_folders import wiring_files
 from multiway.specs.reading.full_form import full_document
-from multiway.specs.reading.merge import merge, strip, wiring_names
+from multiway.specs.reading.merge import merge, strip
 from multiway.specs.text.source import Node, parse
 
 PARTS = Path(__file__).parents[1] / "bad" / "parts"
@@ -297,7 +298,7 @@ def test_keys_of_a_wiring_lie_over_the_named_one(tmp_path: Path) -> None:
     assert wiring.generator.norm.weight is False  # as specs/wirings/mudd.yaml has it
 
 
-@pytest.mark.parametrize("name", wiring_names())
+@pytest.mark.parametrize("name", sorted(wiring_files()))
 def test_every_wiring_holds_on_its_own(name: str, decoder: Path) -> None:
     spec = mw.load(decoder, set={"wiring.use": name})
     mw.build(spec)
