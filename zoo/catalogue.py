@@ -135,9 +135,12 @@ class Catalogue:
 
 def catalogue() -> Catalogue:
     """The zoo that comes with multiway, and the families of the user's data folders."""
-    return _catalogue(data_folders())
+    data = data_folders()
+    files = [path for each in data for path in each.path.glob("families/*/*.yaml")]
+    return _catalogue(data, tuple((path, path.stat().st_mtime_ns) for path in sorted(files)))
 
 
-@functools.cache
-def _catalogue(data: tuple[DataFolder, ...]) -> Catalogue:
+@functools.lru_cache(maxsize=4)
+def _catalogue(data: tuple[DataFolder, ...], _: tuple[tuple[Path, int], ...]) -> Catalogue:
+    """The catalogue while no file of the data folders changes, as a notebook's user may do."""
     return Catalogue(data)
