@@ -144,8 +144,7 @@ def rename_table(spec: Spec, family: str | None = None) -> RenameTable:
             place="weights",
             expected=one_of(zoo.families),
         )
-    facts = {**{name: int(v) for name, v in spec.dims.items()}, "wiring": spec.wiring.use}
-    return RenameTable(zoo.weights(found), facts)
+    return RenameTable(zoo.weights(found), {**spec.dims, "wiring": spec.wiring.use})
 
 
 def import_weights(

@@ -24,7 +24,7 @@ class Spec:
 
     name: str
     tree: Node = field(repr=False)
-    dims: Mapping[str, float]
+    dims: Mapping[str, float]  # by name; whole numbers are ints
     inputs: Mapping[str, Input]
     embed: Mapping[str, Embed]
     blocks: tuple[Block, ...] = field(repr=False)
