@@ -19,7 +19,7 @@ OWN = {
     "dims": {"depth": 3, "width": 32, "vocab": 7},
     "inputs": {"tokens": {"modality": "text", "vocab": "vocab"}},
     "block": {
-        "norm": "rms_norm",
+        "norm": {"kind": "rms_norm", "eps": 1e-6},
         "attention": {"heads": 2, "mask": "causal"},
         "ffn": {"hidden": "4 * width"},
     },
