@@ -13,6 +13,7 @@ from multiway.compiler.assemble.build import check_init
 from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.compiler.graph.registry import activations, registry
 from multiway.compiler.heads import kinds
+from multiway.compiler.views.picture import to_svg
 from multiway.runtime.checkpoints.rename import RenameTable
 from multiway.specs import MultiwayError, MultiwayWarning, Spec, plugins
 from multiway.specs import load as load_spec
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from multiway.runtime.model import Model
 
 SpecLike = str | Path | Mapping[str, Any] | Node | Spec
+
+LayerGraph.picture = to_svg  # here, because a graph may not import what draws it
 
 
 def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:
@@ -62,7 +65,8 @@ def build(
     taps: Sequence[str] = (),
     set: Mapping[str, Any] | None = None,
 ) -> LayerGraph:
-    """The layer graph of one program; `graph.nx` is the networkx graph. Imports no torch.
+    """The layer graph of one program; `graph.nx` is the networkx graph. A notebook shows
+    it as a picture. Imports no torch.
 
     head may be left out when the spec has one; program defaults to the head's main one.
     """
@@ -171,8 +175,7 @@ def rename_table(spec: Spec, family: str | None = None) -> RenameTable:
             place="weights",
             expected=one_of(zoo.families),
         )
-    facts = {**{name: int(v) for name, v in spec.dims.items()}, "wiring": spec.wiring.use}
-    return RenameTable(zoo.weights(found), facts)
+    return RenameTable(zoo.weights(found), {**spec.dims, "wiring": spec.wiring.use})
 
 
 def import_weights(

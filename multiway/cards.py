@@ -89,7 +89,7 @@ def describe(entry: Entry) -> dict[str, Any]:
         "doc": str(spec.tree["doc"].value) if spec.tree.get("doc") else "",
         **card,
         "cite": spec.tree["cite"].plain() if spec.tree.get("cite") else [],
-        "dims": {name: _number(value) for name, value in spec.dims.items()},
+        "dims": dict(spec.dims),
         "wiring": spec.wiring.use,
         "routing": routes(spec),
         "weights": {**weights, "files": files} if files else None,
@@ -98,10 +98,6 @@ def describe(entry: Entry) -> dict[str, Any]:
             for name, head in spec.heads.items()
         },
     }
-
-
-def _number(value: float) -> float:
-    return int(value) if value == int(value) else value
 
 
 def difference(first: Spec, second: Spec, head: str | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ MAX_BLOCKS = 4096  # of a model
 
 
 def values_of_dims(node: Node, report: Report) -> dict[str, float]:
-    """The values of all dims, which may be written in any order."""
+    """The values of all dims, which may be written in any order. Whole ones are ints."""
     values: dict[str, float] = {}
     trees = {name: _dim_expression(name, node, report) for name in node.value}
     reads = {
@@ -30,7 +30,8 @@ def values_of_dims(node: Node, report: Report) -> dict[str, float]:
             continue  # said already, of this dim or of one that it reads
         del known[name]
         try:
-            values[name] = number_at(tree, node[name], known)
+            value = number_at(tree, node[name], known)
+            values[name] = int(value) if value == int(value) else value
         except MultiwayError as error:
             report.extend(error)
         known[name] = values.get(name, 0.0)

@@ -163,6 +163,19 @@ def test_dims_in_any_order() -> None:
     assert (spec.dims["c"], spec.depth) == (7, 2)
 
 
+def test_whole_dims_are_ints_and_fractions_stay() -> None:
+    """However a number is written, and also where a head changes it."""
+    texts = {"half": "width / 2", "ratio": 2.5, "third": "1 / 3", "bits": "log(8) / log(2)"}
+    heads = {"lm": {"kind": "causal_lm", "dims": {"ratio": "5.0"}}}
+    dims = {**DECODER["dims"], "width": 4.8e1, **texts}
+    spec = mw.load({**DECODER, "dims": dims, "heads": heads})
+    found = {name: spec.dims[name] for name in ("depth", "width", *texts)}
+    whole = {name: value for name, value in found.items() if isinstance(value, int)}
+    assert whole == {"depth": spec.depth, "width": 48, "half": 24, "bits": 3}
+    assert (found["ratio"], found["third"]) == (2.5, 1 / 3)
+    assert repr(spec.for_head("lm").dims["ratio"]) == "5"
+
+
 def test_a_long_chain_of_dims() -> None:
     chain = {f"d{i}": f"d{i + 1} + 1" for i in range(5000)}
     spec = mw.load({**DECODER, "dims": {**DECODER["dims"], **chain, "d5000": 1}})

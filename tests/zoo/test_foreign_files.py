@@ -195,3 +195,8 @@ def test_a_name_that_is_not_there_is_said_with_the_nearest() -> None:
         mw.load("mudd-pythia-tset")
     (problem,) = caught.value.problems
     assert (problem.code, problem.nearest) == ("unknown-spec", MUDD)
+
+
+def test_a_table_knows_every_dim_as_it_is() -> None:
+    facts = mw.rename_table(mw.load("prenorm-test")).facts
+    assert (facts["depth"], facts["ratio"], facts["wiring"]) == (3, 8 / 3, "residual")
