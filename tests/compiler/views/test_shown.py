@@ -23,7 +23,7 @@ OWN = {
         "attention": {"heads": 2, "mask": "causal"},
         "ffn": {"hidden": "4 * width"},
     },
-    "wiring": {"mix": {"streams": ["r"], "static": True}},
+    "wiring": {"use": None, "mix": {"streams": ["r"], "static": True}},
     "heads": {"lm": {"kind": "causal_lm"}},
 }
 
