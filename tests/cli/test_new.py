@@ -46,7 +46,7 @@ def test_data_elsewhere_is_found_at_once(here: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["op", "fusion", "head"])
 def test_code_elsewhere_is_a_plugin(here: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = f"own_{kind}"
+    name = f"made_{kind}"
     assert f"wrote    {name}.py" in run("new", kind, name)
     (here / "below").mkdir()
     monkeypatch.chdir(here / "below")

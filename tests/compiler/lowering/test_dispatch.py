@@ -14,7 +14,7 @@ import multiway as mw
 from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.compiler.graph.op import Sample
 from multiway.compiler.lowering.check import corresponds
-from multiway.compiler.lowering.dispatch import callee, fast, widths_of
+from multiway.compiler.lowering.dispatch import _fast, callee, fast, widths_of
 from multiway.compiler.pipeline import Options, run
 from multiway.compiler.views.report import kernel_use
 from multiway.runtime.block import calls_of
@@ -137,7 +137,7 @@ def test_who_is_asked_while_tracing(
     replaced("mix", run=told("run"), takes=told("takes"), traces=told("traces"), portable=portable)
     monkeypatch.setattr(torch.compiler, "is_exporting", lambda: exporting)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    fast.__wrapped__("mix")([torch.ones(1, 2, 3)], torch.ones(1, 1))
+    _fast.__wrapped__("mix", ())([torch.ones(1, 2, 3)], torch.ones(1, 1))
     assert calls == ([] if exporting and not portable else ["traces", "run"])
 
 

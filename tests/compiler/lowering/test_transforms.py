@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 import multiway as mw
 from multiway.compiler.assemble.build import program_names
-from multiway.compiler.lowering.dispatch import fast
+from multiway.compiler.lowering.dispatch import _fast, fast
 from multiway.runtime.kernels import kernels
 from multiway.runtime.model import Model
 
@@ -140,7 +140,7 @@ def test_no_kernel_runs_whatever_the_size(
 
     eager = dataclasses.replace(kernels()[name], run=run, takes=None)
     monkeypatch.setitem(kernels(), name, eager)  # type: ignore[arg-type]
-    function = fast.__wrapped__(name)
+    function = _fast.__wrapped__(name, ())
     values, attrs = values_of(op, op.samples[0]), op.full_attrs(op.samples[0].attrs)
     function(**values, **attrs)
     assert ran == [name]  # outside
