@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from multiway.compiler.assemble.build import build, parameters
 from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.specs import MultiwayError, Spec
 from multiway.specs.checks.routing import routings
-from multiway.specs.errors import nearest, one_of
+from multiway.specs.data_folders import OWN
 from multiway.specs.language.inputs import Form
 from multiway.specs.language.routing import chosen
 from multiway.zoo import Entry, catalogue
@@ -82,17 +83,19 @@ def head_costs(spec: Spec, head: str) -> dict[str, Any]:
 def describe(entry: Entry) -> dict[str, Any]:
     """Everything about an entry: its card, its heads with their costs, its weights."""
     spec, card = api.load(entry.name), dict(entry.card)
-    weights = dict(card.pop("weights", {}))
+    known = "weights" in card
+    weights = dict(card.pop("weights", None) or {})
     files = weights.pop("files", {}).get(entry.name)
     return {
         "name": entry.name,
+        "from": entry.origin if entry.origin == OWN else f"{entry.origin}: {entry.folder}",
         "doc": str(spec.tree["doc"].value) if spec.tree.get("doc") else "",
         **card,
         "cite": spec.tree["cite"].plain() if spec.tree.get("cite") else [],
         "dims": dict(spec.dims),
         "wiring": spec.wiring.use,
         "routing": routes(spec),
-        "weights": {**weights, "files": files} if files else None,
+        "weights": {**weights, "files": files} if files else None if known else "unknown",
         "heads": {
             name: {"kind": getattr(head, "kind", ""), **head_costs(spec, name)}
             for name, head in spec.heads.items()
@@ -108,6 +111,8 @@ def difference(first: Spec, second: Spec, head: str | None) -> dict[str, Any]:
     shared = [name for name in first.heads if name in second.heads]
     chosen = head or (shared[0] if shared else None)
     result: dict[str, Any] = {"spec": spec_difference(first, second), "head": chosen}
+    counts = [each.wiring.lanes.count if each.wiring.lanes else 1 for each in (first, second)]
+    result["lanes"] = [0 if count == 1 else count for count in counts]
     if chosen is None:
         return result
     graphs = [build(spec.for_head(chosen)) for spec in (first, second)]
@@ -121,7 +126,8 @@ def spec_difference(first: Spec, second: Spec) -> dict[str, list[Any]]:
     """Path to its two values, None where a spec has none, for every value that differs."""
     a, b = (dict(_flat(spec.tree.plain())) for spec in (first, second))
     for plain in (a, b):
-        plain.pop("extends", None)
+        for name in ("extends", "doc", "cite", "wiring.doc", "wiring.cite"):
+            plain.pop(name, None)
     paths = [*a, *(path for path in b if path not in a)]
     return {path: [a.get(path), b.get(path)] for path in paths if a.get(path) != b.get(path)}
 
@@ -141,15 +147,44 @@ def structure_difference(first: LayerGraph, second: LayerGraph) -> dict[str, lis
     return {"nodes": [len(first), len(second)], **counts}
 
 
-def find(name: str) -> Entry:
-    """The entry of a name. Raises MultiwayError."""
+def find(name: str) -> list[Entry]:
+    """The entry of a name; of a family, or of a variant in all its sizes, its entries. Raises
+    MultiwayError."""
     zoo = catalogue()
-    if name not in zoo.entries:
-        raise MultiwayError.one(
-            "unknown-spec",
-            f"{name!r} is not in the zoo",
-            place="zoo",
-            expected=one_of(zoo.names),
-            nearest=nearest(name, zoo.names),
-        )
-    return zoo.entries[name]
+    if name in zoo.entries:
+        return [zoo.entries[name]]
+    family = zoo.bases.get(name, name)
+    found = [each for each in zoo if name == each.variant]
+    found = found or [each for each in zoo if each.family == family]
+    if found:
+        return found
+    names = [*zoo.names, *zoo.families, *{each.variant for each in zoo if each.variant}]
+    raise MultiwayError.one(
+        "unknown-spec",
+        f"{name!r} is not in the zoo",
+        place="zoo",
+        expected="a name that `multiway zoo` lists",
+        nearest=", ".join(difflib.get_close_matches(name, names, n=3, cutoff=0.4)),
+    )
+
+
+def sentence(found: dict[str, Any], a: str, b: str) -> str:
+    """What B has more than A, in a line. found: of `difference`."""
+    if found["head"] is None:
+        return f"{b} against {a}: no head in common"
+    parts = []
+    if (lanes := found["lanes"])[0] != lanes[1]:
+        more = lanes[1] - lanes[0]
+        parts.append(f"{more:+d} lane{'s' if abs(more) != 1 else ''}")
+    for name, (x, y) in found["costs"].items():
+        if name == "parameters" or name.startswith("flops"):
+            what = "parameters" if name == "parameters" else "FLOPs"
+            if x is None or y is None:
+                continue
+            parts.append(f"the same {what}" if x == y else f"{_share(y / x - 1)} {what}")
+    return f"{b} against {a}: {', '.join(parts)}"
+
+
+def _share(more: float) -> str:
+    """0.0015 as +0.15 %, and what is many times as much as a factor."""
+    return f"{1 + more:.3g} times the" if more > 1 else f"{more * 100:+.2g} %"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from html import escape
 
 from multiway.compiler.graph.layer_graph import LayerGraph, Record, block_of
-from multiway.compiler.graph.order import Step
+from multiway.compiler.graph.order import Step, steps
 from multiway.compiler.views.text import Fold, line, visible
 
 _ROW, _WIDTH, _HEIGHT, _GAP, _MARGIN = 46, 168, 30, 22, 40
@@ -29,9 +29,9 @@ _STYLE = (
 )
 
 
-def to_svg(graph: LayerGraph) -> str:
-    """The graph from top to bottom, with consecutive blocks of one layout drawn once."""
-    parts = list(visible(graph))
+def to_svg(graph: LayerGraph, *, fold: bool = True) -> str:
+    """The graph from top to bottom. fold: draws consecutive blocks of one layout once."""
+    parts = list(visible(graph) if fold else steps(graph))
     folds = {part.first: part for part in parts if isinstance(part, Fold)}
     records = [record for part in parts if isinstance(part, Step) for record in part.records]
     places = _places(graph, records, folds)
@@ -45,12 +45,13 @@ def to_svg(graph: LayerGraph) -> str:
     return head + title + "\n".join(body) + "</svg>\n"
 
 
-def to_html(graph: LayerGraph, title: str) -> str:
+def to_html(graph: LayerGraph, title: str, *, fold: bool = True) -> str:
     """A page with the picture; a node shows its full line when the pointer rests on it."""
     text = escape(title)
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{text}</title></head>'
-        f"<body><h1 style='font:20px sans-serif'>{text}</h1>{to_svg(graph)}</body></html>\n"
+        f"<body><h1 style='font:20px sans-serif'>{text}</h1>{to_svg(graph, fold=fold)}"
+        "</body></html>\n"
     )
 
 

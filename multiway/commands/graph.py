@@ -36,7 +36,7 @@ def command(
         str, typer.Option(help="built, fused, or the name of a pass: the graph after it.")
     ] = "built",
     form: Annotated[Format, typer.Option("--format", help="How to write it.")] = Format.text,
-    unfold: Annotated[bool, typer.Option(help="Write out repeated blocks (text).")] = False,
+    unfold: Annotated[bool, typer.Option(help="Show every block (JSON always does).")] = False,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="A file instead of standard output.")
     ] = None,
@@ -55,7 +55,8 @@ def command(
         from multiway.compiler.views.picture import to_html, to_svg
 
         title = f"{spec.name}, head {spec.head_name}, program {graph.name}"
-        text = to_svg(graph) if form is Format.svg else to_html(graph, title)
+        fold = not unfold
+        text = to_svg(graph, fold=fold) if form is Format.svg else to_html(graph, title, fold=fold)
     if out is None:
         typer.echo(text)
     else:

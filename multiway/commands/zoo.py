@@ -9,11 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from multiway import api
-from multiway.cards import describe, difference, find, summary
+from multiway.cards import describe, difference, find, sentence, summary
 from multiway.commands.common import JsonOption, print_json, short_number
 from multiway.specs import MultiwayError
 from multiway.specs.errors import nearest, one_of
-from multiway.zoo import catalogue
+from multiway.specs.language.fields import kinds_in
+from multiway.specs.language.routing import Routing
+from multiway.zoo import Entry, catalogue
+
+_ROUTES = kinds_in(Routing)
+ROUTES = ("none", *(_ROUTES.classes if _ROUTES else ()))
 
 
 def command(
@@ -29,7 +34,7 @@ def command(
     ] = None,
     wiring: Annotated[str | None, typer.Option(help="Only models with this wiring.")] = None,
     routing: Annotated[
-        str | None, typer.Option(help="Only models with this routing: none, modality.")
+        str | None, typer.Option(help=f"Only models with this routing: {', '.join(ROUTES)}.")
     ] = None,
     max_params: Annotated[
         str | None, typer.Option(help="Only models with at most so many parameters, e.g. 300M.")
@@ -37,9 +42,16 @@ def command(
     as_json: JsonOption = False,
 ) -> None:
     """List the zoo, filtered by name, head, wiring, routing and size; show and compare entries."""
-    match words or ["*"]:
+    match [] if words == ["show"] else words or []:
+        case ["show", name] if name not in catalogue().entries:
+            entries = find(name)
+            rows = [summary(each) for each in entries]
+            if as_json:
+                print_json(rows)
+            else:
+                typer.echo(f"{family_card(entries[0])}\n\n{table(rows)}")
         case ["show", name]:
-            entry = describe(find(name))
+            entry = describe(catalogue().entries[name])
             print_json(entry) if as_json else typer.echo(card(entry))
         case ["diff", a, b]:
             first, second = api.load(a), api.load(b)
@@ -47,12 +59,12 @@ def command(
                 head = second.pick(first.pick(head))
             found = difference(first, second, head)
             print_json(found) if as_json else typer.echo(comparison(a, b, found))
-        case [pattern]:
-            rows = listed(pattern, head, wiring, routing, max_params)
+        case [] | [_] as given:
+            rows = listed(given[0] if given else "*", head, wiring, routing, max_params)
             if as_json:
                 print_json(rows)
                 return
-            if words is None and wiring is None:
+            if not given and wiring is None:
                 rows = folded(rows)
             typer.echo(table(rows) if rows else "no entry fits")
         case other:
@@ -62,6 +74,16 @@ def command(
                 place="zoo",
                 expected="zoo [PATTERN], zoo show NAME, or zoo diff A B",
             )
+
+
+def family_card(entry: Entry) -> str:
+    """What holds for all of a family, for reading."""
+    facts = {"family": entry.family, **entry.card}
+    lines = [entry.family]
+    for name in ("paper", "licence", "code"):
+        if name in facts:
+            lines.append(f"  {name + ':':<9} {facts[name]}")
+    return "\n".join(lines)
 
 
 def listed(
@@ -146,8 +168,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 def card(entry: dict[str, Any]) -> str:
     """An entry for reading."""
     lines = [entry["name"] + (f": {entry['doc']}" if entry["doc"] else "")]
-    for name in ("family", "paper", "cite", "licence", "code", "wiring", "routing", "dims"):
-        value = entry.get(name)
+    for name in ("family", "from", "paper", "cite", "licence", "code", "wiring", "routing", "dims"):
+        if name not in entry:
+            continue
+        value = entry[name]
         if isinstance(value, dict):
             value = ", ".join(f"{key} {number}" for key, number in value.items())
         elif isinstance(value, list):
@@ -174,9 +198,11 @@ def card(entry: dict[str, Any]) -> str:
     return "\n".join([*lines, "", columns(rows)])
 
 
-def _weights(weights: dict[str, Any] | None) -> str:
+def _weights(weights: dict[str, Any] | str | None) -> str:
     if weights is None:
         return "none released"
+    if isinstance(weights, str):
+        return weights
     files = ", ".join(f"{head}: {name}" for head, name in weights["files"].items())
     return f"{weights['location']}; {weights['format']}\n            {files}"
 
@@ -186,12 +212,22 @@ def comparison(a: str, b: str, found: dict[str, Any]) -> str:
     rows: list[tuple[str, ...]] = [("spec", a, b)]
     rows += [(p, _value(x), _value(y)) for p, (x, y) in found["spec"].items()]
     text = columns(rows) if len(rows) > 1 else "the specs are the same"
+    text = f"{sentence(found, a, b)}\n\n{text}"
     if found["head"] is None:
         return text + "\n\nno head in common"
     rows = [(f"head {found['head']}", a, b)]
     rows += [(name, str(x), str(y)) for name, (x, y) in found["structure"].items()]
-    rows += [(name, _value(x), _value(y)) for name, (x, y) in found["costs"].items()]
+    rows += [(name, _cost(name, x), _cost(name, y)) for name, (x, y) in found["costs"].items()]
     return text + "\n\n" + columns(rows)
+
+
+def _cost(name: str, value: Any) -> str:
+    """A cost with its unit."""
+    if value is None:
+        return "-"
+    if name == "wiring_share":
+        return f"{value:.2%}"
+    return short_number(value) if name.startswith("flops") else _value(value)
 
 
 def _value(value: Any) -> str:

@@ -169,6 +169,16 @@ def test_graph_names_an_unknown_program(run: Any, small: Path) -> None:
     assert "nearest:  decode" in found.err
 
 
+def test_every_picture_unfolds(run: Any, small: Path) -> None:
+    for form in ("text", "svg", "html"):
+        folded, whole = (
+            run("graph", small, "--format", form, "--set", "depth=3", *more).out
+            for more in ((), ("--unfold",))
+        )
+        assert "3 blocks like this one" in folded and "blocks like this one" not in whole
+        assert "blocks.2.ffn" in whole and "blocks.2.ffn" not in folded
+
+
 def test_schema_is_json(run: Any) -> None:
     assert json.loads(run("schema").out)["$schema"].endswith("2020-12/schema")
 
@@ -205,9 +215,47 @@ def test_zoo_show_tells_all_and_diff_what_differs(run: Any, small: Path) -> None
     assert differs["costs"]["parameters"] == [1_414_647_808, 1_419_950_149]
     assert differs["structure"]["mix"] == [0, 24]
     assert "the specs are the same" in run("zoo", "diff", small, small).out
+    assert "doc" not in differs["spec"] and "cite" not in differs["spec"]
+    text = run("zoo", "diff", "prenorm-12x512", "hc-12x512").out
+    assert text.startswith(
+        "hc-12x512 against prenorm-12x512: +4 lanes, +0.15 % parameters, +0.88 % FLOPs\n"
+    )
+    assert "flops_per_token    179M            181M" in text
     for arguments in (("show", "bert"), ("diff", "beit3-base"), ("diff", "beit3-base", "bert")):
         assert run("zoo", *arguments).code == 2
     assert run("zoo", "diff", "beit3-base", "beit3-mudd", "--head", "nope").code == 2
+
+
+def test_zoo_show_of_no_entry(run: Any) -> None:
+    assert run("zoo", "show").out == run("zoo").out
+    names = [row["name"] for row in json.loads(run("zoo", "show", "hc", "--json").out)]
+    assert names == ["hc-12x512", "hc-12x768", "hc-24x1024", "hc-24x2048", "hc-test"]
+    text = run("zoo", "show", "pythia").out
+    assert text.startswith("pythia\n  paper:    arXiv:2304.01373\n  licence:  Apache-2.0\n")
+    assert "pythia-12b" in text and "mudd-pythia" not in text
+    assert run("zoo", "show", "pythja").err == (
+        "zoo: error[unknown-spec]: 'pythja' is not in the zoo\n"
+        "  expected: a name that `multiway zoo` lists\n"
+        "  nearest:  pythia, pythia-1b, pythia-70m\n"
+    )
+
+
+def test_zoo_shows_where_an_entry_comes_from(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("new", "family", "own")
+    found = run("zoo", "show", "own-test").out
+    assert f"from:     multiway.toml: {tmp_path / 'families' / 'own'}" in found
+    assert "weights:  none released" in found
+    (tmp_path / "families" / "own" / "card.yaml").unlink()
+    assert "weights:  unknown" in run("zoo", "show", "own-test").out
+    assert "from:     multiway\n" in run("zoo", "show", "pythia-test").out
+
+
+def test_routing_help_names_every_route(run: Any) -> None:
+    words = run("zoo", "--help").out.split()
+    assert {"none,", "modality,", "top_k,", "expert_choice,", "hash."} <= set(words)
 
 
 # compile
