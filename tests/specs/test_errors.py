@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import multiway as mw
+from multiway.compiler.graph.registry import activations
 from multiway.compiler.heads import kinds
 from multiway.specs.data_folders import wiring_files
 from multiway.specs.errors import one_of
@@ -47,7 +48,12 @@ def shown(error: mw.MultiwayError) -> str:
     Lists that grow with every new head or wiring have a name, so that a new one changes no text.
     """
     text = str(error).replace(f"{PACKAGE}/", "") + "\n"
-    for label, names in (("HEAD KINDS", kinds().classes), ("WIRINGS", sorted(wiring_files()))):
+    lists = {
+        "HEAD KINDS": list(kinds().classes),
+        "WIRINGS": sorted(wiring_files()),
+        "ACTIVATIONS": list(activations()),
+    }
+    for label, names in lists.items():
         text = text.replace(one_of(names), f"one of the {label}")
     return text
 

@@ -125,7 +125,7 @@ def test_every_variant_has_every_size_and_its_name() -> None:
 
 def test_two_variants_differ_by_their_wiring() -> None:
     found = spec_difference(mw.load("prenorm-12x512"), mw.load("hc-12x512"))
-    assert {path.partition(".")[0] for path in found} == {"name", "doc", "wiring"}
+    assert {path.partition(".")[0] for path in found} == {"name", "wiring"}
     assert len(found) < 12
 
 
@@ -139,7 +139,7 @@ def test_the_listing_folds_variants_and_unfolds_what_is_asked_for() -> None:
     names = listing()
     assert "hc-*" in names
     assert not any(name.startswith("hc-1") for name in names)
-    assert len(names) < 60
+    assert len(names) < len(catalogue().names) / 2
     assert listing("hc-*") == [
         f"hc-{s}" for s in ("12x512", "12x768", "24x1024", "24x2048", "test")
     ]
