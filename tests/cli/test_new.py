@@ -97,7 +97,11 @@ def test_nothing_is_replaced_and_nothing_half_written(here: Path) -> None:
 def checkout(folder: Path) -> Path:
     """A copy of the files of this checkout."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "-c", "safe.directory=*", "ls-files", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split("\0")
     for name in filter(None, listed):
         source, target = ROOT / name, folder / name
