@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import sys
+import textwrap
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +20,7 @@ from multiway.specs.language.fields import kinds_in
 from multiway.specs.language.routing import Routing
 from multiway.zoo import Entry, catalogue
 
+MIN_WIDTH = 20  # of a last column that goes on in further lines
 _ROUTES = kinds_in(Routing)
 ROUTES = ("none", *(_ROUTES.classes if _ROUTES else ()))
 
@@ -138,13 +142,20 @@ def parse_count(text: str) -> float:
     return float(match[1]) * factor
 
 
-def columns(rows: list[tuple[str, ...]]) -> str:
-    """Rows as aligned text."""
+def columns(rows: list[tuple[str, ...]], limit: int | None = None) -> str:
+    """Rows as aligned text. limit: columns of the terminal, if it goes to one: the last cell of a
+    row then goes on in further lines under itself, between its words."""
+    if limit is None and sys.stdout.isatty():
+        limit = shutil.get_terminal_size().columns
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    left = sum(width + 2 for width in widths[:-1])
+    lines = []
+    for *cells, last in rows:
+        start = "".join(f"{cell:<{width}}  " for cell, width in zip(cells, widths, strict=False))
+        room = max((limit or left + widths[-1]) - left, MIN_WIDTH)
+        parts = textwrap.wrap(last, room, break_long_words=False, break_on_hyphens=False) or [""]
+        lines += [f"{start}{parts[0]}".rstrip(), *(f"{'':<{left}}{part}" for part in parts[1:])]
+    return "\n".join(lines)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

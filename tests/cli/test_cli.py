@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import multiway as mw
 from multiway import cli
+from multiway.commands.zoo import columns
 from multiway.zoo import catalogue
 
 SMALL = """\
@@ -224,6 +225,21 @@ def test_zoo_show_tells_all_and_diff_what_differs(run: Any, small: Path) -> None
     for arguments in (("show", "bert"), ("diff", "beit3-base"), ("diff", "beit3-base", "bert")):
         assert run("zoo", *arguments).code == 2
     assert run("zoo", "diff", "beit3-base", "beit3-mudd", "--head", "nope").code == 2
+
+
+def test_a_table_fits_a_terminal_and_cuts_no_word() -> None:
+    names = "imageclassification, nlvr2, vqa, captioning, retrieval"
+    rows = [("name", "heads"), ("beit3-base", names), ("pythia-test", "lm")]
+    assert columns(rows, 40) == (
+        "name         heads\n"
+        "beit3-base   imageclassification, nlvr2,\n"
+        "             vqa, captioning, retrieval\n"
+        "pythia-test  lm"
+    )
+    assert columns(rows) == (  # a file or a pipe takes all
+        f"name         heads\nbeit3-base   {names}\npythia-test  lm"
+    )
+    assert max(map(len, columns(rows, 10).splitlines())) <= 13 + 20
 
 
 def test_zoo_show_of_no_entry(run: Any) -> None:
