@@ -135,6 +135,9 @@ class Stage:
     tally: Tally
     seconds: float
 
+    def __repr__(self) -> str:
+        return f"Stage({self.name}, nodes={len(self.graph)}, fired={len(self.tally.fired)})"
+
 
 def plain(function: Callable[[LayerGraph, Tally], LayerGraph]) -> Callable[..., LayerGraph]:
     """A pass that asks for no options."""
@@ -306,6 +309,10 @@ class Stages(dict[str, list[Stage]]):
     def __init__(self, spec: Spec, options: Options | None, taps: Sequence[str] = ()) -> None:
         super().__init__()
         self.spec, self.options, self.taps = spec, options, taps
+
+    def __repr__(self) -> str:
+        made = ", ".join(f"{name} in {len(stages)} stages" for name, stages in self.items())
+        return f"Stages({self.spec.name}, head {self.spec.head_name}: {made or 'none made yet'})"
 
     def __missing__(self, name: str) -> list[Stage]:
         graph = build(self.spec, program=name, taps=self.taps)

@@ -10,6 +10,7 @@ from multiway.compiler.assemble.build import build as build_graph
 from multiway.compiler.assemble.build import check_init
 from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.compiler.heads import kinds
+from multiway.compiler.views.picture import to_svg
 from multiway.runtime.checkpoints.rename import RenameTable
 from multiway.specs import MultiwayError, Spec
 from multiway.specs import load as load_spec
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from multiway.runtime.model import Model
 
 SpecLike = str | Path | Mapping[str, Any] | Node | Spec
+
+LayerGraph.picture = to_svg  # here, because a graph may not import what draws it
 
 
 def load(source: SpecLike, *, set: Mapping[str, Any] | None = None) -> Spec:
@@ -55,7 +58,8 @@ def build(
     taps: Sequence[str] = (),
     set: Mapping[str, Any] | None = None,
 ) -> LayerGraph:
-    """The layer graph of one program; `graph.nx` is the networkx graph. Imports no torch.
+    """The layer graph of one program; `graph.nx` is the networkx graph. A notebook shows
+    it as a picture. Imports no torch.
 
     head may be left out when the spec has one; program defaults to the head's main one.
     """

@@ -18,27 +18,30 @@ from multiway.specs.language.wiring import Wiring
 from multiway.specs.text.source import Node
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Spec:
     """A checked spec. Values are those of one head when `head_name` is set, else of no head."""
 
     name: str
-    tree: Node = field(repr=False)
+    tree: Node
     dims: Mapping[str, float]  # by name; whole numbers are ints
     inputs: Mapping[str, Input]
     embed: Mapping[str, Embed]
-    blocks: tuple[Block, ...] = field(repr=False)
+    blocks: tuple[Block, ...]
     wiring: Wiring
     output: Output
     heads: Mapping[str, Head]
     init: Mapping[str, Initial]
-    connections: Connections = field(repr=False)
-    kinds: Kinds = field(repr=False)
+    connections: Connections
+    kinds: Kinds
     origin: str = ""  # the zoo entry that it is, or extends
     head_name: str = ""
-    by_head: Mapping[str, Spec] = field(
-        default_factory=dict, repr=False
-    )  # as each head has it; load fills it
+    by_head: Mapping[str, Spec] = field(default_factory=dict)  # as each has it; load fills it
+
+    def __repr__(self) -> str:
+        heads = f"head {self.head_name}" if self.head_name else f"heads {', '.join(self.heads)}"
+        size = f"{self.depth} blocks of width {self.width}"
+        return f"Spec({self.name}: {size}, {heads})"
 
     @property
     def depth(self) -> int:

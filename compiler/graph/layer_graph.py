@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import networkx as nx
 
@@ -101,6 +101,9 @@ def block_of(path: str) -> str:
 
 class LayerGraph:
     """One program as a graph. `names` gives short names to values, for taps."""
+
+    # How a notebook shows one. multiway/api.py sets it, because nothing here may import views.
+    picture: ClassVar[Callable[[LayerGraph], str] | None] = None
 
     def __init__(self, *, name: str, params: Mapping[str, Param]) -> None:
         self.nx = nx.MultiDiGraph()
@@ -255,6 +258,16 @@ class LayerGraph:
         return bool(nx.is_directed_acyclic_graph(whole))
 
     # Printing
+
+    def __repr__(self) -> str:
+        blocks = len({block_of(path) for path in self.nx._node} - {""})
+        names = ", ".join(record.path.removeprefix("inputs.") for record in self.inputs())
+        size = f"{len(self)} nodes, {blocks} blocks"
+        return f"LayerGraph(program {self.name}: {size}, inputs {names or 'none'})"
+
+    def _repr_svg_(self) -> str | None:
+        draw = type(self).picture
+        return None if draw is None else draw(self)
 
     def to_json(self) -> dict[str, Any]:
         """The graph as networkx node-link data of plain values. `from_json` is the inverse."""
