@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,18 @@ class Source:
         if name not in self._expected:
             self._expected[name] = expected_inputs(self.spec, self.stages[name][0].graph)
         return self._expected[name]
+
+    def keep_least(self) -> None:
+        if self.options is None or not self.options.plans_memory:
+            raise MultiwayError.one(
+                "no-memory-plan",
+                f"{self.spec.name} is compiled without a plan of what backward keeps",
+                place="gradient_checkpointing_enable",
+                expected="a model with fuse=True, mode='train' and the pass plan_memory",
+            )
+        if self.options.memory_budget is None:
+            self.options = dataclasses.replace(self.options, memory_budget=0)
+            self.stages = Stages(self.spec, self.options, self.taps)
 
     def readers(self, name: str, *, needed: bool = False) -> Mapping[str, str]:
         graph = self.stages[name][0].graph

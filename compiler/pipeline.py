@@ -73,6 +73,11 @@ class Options:
                     expected="approx",
                 )
 
+    @property
+    def plans_memory(self) -> bool:
+        """Whether a memory budget has a meaning."""
+        return self.mode == "train" and "plan_memory" not in self.without
+
     def pipeline(self) -> list[Pass]:
         """The passes in their order, those of the user among them. Raises MultiwayError."""
         found = list(PIPELINE)

@@ -42,6 +42,12 @@ class Block(nn.Module):
         return {**self.__dict__, "graphs": Calls()}
 
 
+def block_in(module: nn.Module) -> Block:
+    """The block that a place of a model holds, within whatever was put around it there: torch's
+    checkpoint wrapper, for instance. What a program calls is the outermost."""
+    return next(each for each in module.modules() if isinstance(each, Block))
+
+
 class Blocks(nn.ModuleList):
     """All blocks in order. Those in a row that differ in sizes only are shown as one."""
 
@@ -80,6 +86,5 @@ def calls_of(program: fx.GraphModule) -> Iterator[tuple[str, fx.GraphModule]]:
 
 def called(program: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
     """The code that a call of a block runs."""
-    block = program.get_submodule(str(node.target))
-    assert isinstance(block, Block)
+    block = block_in(program.get_submodule(str(node.target)))
     return block.graphs[str(node.kwargs["program"]), str(node.kwargs["path"])]

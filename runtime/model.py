@@ -14,6 +14,14 @@ from multiway.runtime.parameters.containers import name_kinds
 from multiway.specs.errors import MultiwayError, nearest, one_of
 from multiway.specs.spec import Spec
 
+CHECKPOINTING = {
+    "use_reentrant": False,
+    "preserve_rng_state": True,  # what draws random numbers is not made again
+    "every_n_layers": 1,
+    "offload": False,
+}
+"""What others may ask of gradient checkpointing: nothing but what a memory plan does anyway."""
+
 
 class Source(Protocol):
     """What a model asks for its programs. A model pickles if this does."""
@@ -32,6 +40,10 @@ class Source(Protocol):
 
         needed: only where an output depends on it.
         """
+
+    def keep_least(self) -> None:
+        """Lets programs that are made from now on keep as little for backward as a plan can, if
+        they have no budget. Raises MultiwayError where no plan is made."""
 
 
 class Programs(Mapping[str, fx.GraphModule]):
@@ -56,6 +68,10 @@ class Programs(Mapping[str, fx.GraphModule]):
                 raise KeyError(f"no program {name!r}; there are {', '.join(self.names)}")
             self._made[name] = self._source.program(name, self._model)
         return self._made[name]
+
+    def forget(self) -> None:
+        """Lets every program be made again when it is next asked for."""
+        self._made.clear()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -83,6 +99,9 @@ class Model(nn.Module):
     in order or by name, and check them. `model.programs[name]` is the torch.fx GraphModule itself,
     which takes its inputs in order and checks nothing. `state_dict` names are spec paths.
     """
+
+    # transformers' Trainer asks. A loss is the mean over its batch, whatever else a step holds.
+    accepts_loss_kwargs = False
 
     def __init__(
         self,
@@ -140,7 +159,31 @@ class Model(nn.Module):
         them no gradient, and DistributedDataParallel then leaves all gradients as they are in each
         process: freeze them first, or let it look for them (`find_unused_parameters=True`)."""
         read = self._source.readers(program, needed=True)
-        return [name for name, _ in self.named_parameters() if name not in read]
+        # Names of state_dict are spec paths, whatever tools put around blocks.
+        return [name for name in self.state_dict(keep_vars=True) if name not in read]
+
+    def gradient_checkpointing_enable(self, **options: Any) -> None:
+        """Lets backward make again what it can of every block: programs are made again, as with
+        `memory_budget=0`. A model that was compiled with a budget keeps its own.
+
+        options: only what holds anyway, see CHECKPOINTING; transformers gives them. Raises
+        MultiwayError for others, and for a model without a memory plan.
+        """
+        asked = {n: v for n, v in options.items() if not n.endswith("_checkpointing_kwargs")}
+        for name in options.keys() - asked.keys():
+            asked |= options[name] or {}
+        for name, value in asked.items():
+            if name not in CHECKPOINTING or CHECKPOINTING[name] != value:
+                raise MultiwayError.one(
+                    "unknown-option",
+                    f"a memory plan has no {name}={value!r}",
+                    place="gradient_checkpointing_enable",
+                    expected="compile(..., memory_budget=BYTES, sizes=...) for a plan of your own",
+                )
+        self._source.keep_least()
+        self.programs.forget()
+
+    activation_checkpointing_enable = gradient_checkpointing_enable  # as transformers 5 calls it
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -32,7 +32,7 @@ from multiway.compiler.graph.order import Step, steps
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.lowering.codegen import read_together
 from multiway.compiler.lowering.dispatch import callee, widths_of
-from multiway.runtime.block import Block
+from multiway.runtime.block import Block, block_in
 from multiway.runtime.parameters.derived import Folded, Recipe
 from multiway.runtime.parameters.packed import Buffer, Packing
 from multiway.runtime.training.recompute import recompute
@@ -214,8 +214,7 @@ class _Lowering:
         made = [scope.values[value] for value in results]
         scope.fx.output(made[0] if len(made) == 1 else tuple(made))
         place = ".".join(item.block.split(".")[-2:])
-        block = self.containers.get_submodule(place)
-        assert isinstance(block, Block)
+        block = block_in(self.containers.get_submodule(place))
         children = {**dict(block.named_children()), **self.folded(scope)}
         made_block = _module(scope.fx, children, item.block)
         block.graphs[self.key, item.block] = made_block

@@ -120,7 +120,7 @@ class _Plan:
     def __init__(self, model: Model, checkpoint: Checkpoint, path: Path, fresh_head: bool) -> None:
         self.model, self.checkpoint, self.path = model, checkpoint, path
         self.fresh_head = fresh_head
-        self.own = dict(model.named_parameters())
+        self.own = model.state_dict(keep_vars=True)  # spec paths, whatever stands around blocks
         self.pairs: list[Pair] = []
         self.loaded = Loaded()
         self.missing: list[str] = []

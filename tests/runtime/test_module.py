@@ -7,14 +7,19 @@ import io
 import multiprocessing
 import operator
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from members import members
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import multiway as mw
+from multiway.runtime.block import Block
+from multiway.runtime.checkpoints.weights import load_weights
+from multiway.runtime.measure.times import peak_live_bytes
 from multiway.runtime.model import Model
 from multiway.specs.errors import MultiwayError
 
@@ -286,3 +291,129 @@ def test_a_model_is_exported(name: str, head: str, mode: Any, strict: bool) -> N
     exported = torch.export.export(model, (), given, strict=strict)
     torch.testing.assert_close(exported.module()(**given), model(**given))
     assert set(exported.state_dict) <= set(model.state_dict())
+
+
+# Checkpointing of activations
+
+
+def gradients(model: Model, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of all parameters that have one, by spec path."""
+    torch.manual_seed(3)
+    model.loss(**given)[0].backward()
+    found = model.state_dict(keep_vars=True)
+    return {name: each.grad for name, each in found.items() if each.grad is not None}
+
+
+def wrapped(model: Model) -> None:
+    """As FSDP and its users ask for it, here before a program is made."""
+    from torch.distributed.algorithms._checkpoint import checkpoint_wrapper
+
+    checkpoint_wrapper.apply_activation_checkpointing(
+        model, check_fn=lambda module: isinstance(module, Block)
+    )
+
+
+def around_each(model: Model) -> None:
+    for block in model.blocks:
+        run = block.forward
+        block.forward = lambda *values, run=run, **which: checkpoint(
+            run, *values, use_reentrant=False, **which
+        )
+
+
+@pytest.mark.parametrize(("name", "head"), members())
+def test_blocks_under_torchs_checkpoint_have_the_same_gradients(name: str, head: str) -> None:
+    check_checkpoints(name, head, wrapped)
+
+
+@pytest.mark.parametrize("how", [wrapped, around_each])
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "reference"])
+@pytest.mark.parametrize(("name", "head"), [(NAME, "lm"), ("beit3-test", "retrieval")])
+def test_checkpoints_fit_every_form(name: str, head: str, fuse: bool, how: Any) -> None:
+    check_checkpoints(name, head, how, fuse=fuse)
+
+
+def check_checkpoints(name: str, head: str, how: Any, *, fuse: bool = True) -> None:
+    plain, model = (mw.compile(name, head=head, fuse=fuse) for _ in range(2))
+    if "loss" not in plain.programs:
+        return
+    given = sample(plain, "loss")
+    want = gradients(plain, given)
+    how(model)
+    found = gradients(model, given)
+    assert found.keys() == want.keys()
+    assert all(torch.equal(found[each], want[each]) for each in want)
+
+
+def test_what_stands_around_blocks_is_in_no_name(tmp_path: Path) -> None:
+    plain, model = mw.compile(NAME), mw.compile(NAME, seed=1)
+    wrapped(model)
+    assert model.unused("loss") == plain.unused("loss") == []
+    assert list(model.state_dict()) == list(plain.state_dict())
+    mw.save(model, tmp_path / "wrapped.safetensors")
+    again = mw.compile(NAME, weights=tmp_path / "wrapped.safetensors")
+    assert torch.equal(again(TOKENS), model(TOKENS))
+    mw.save(plain, tmp_path / "plain.safetensors")
+    load_weights(model, tmp_path / "plain.safetensors")
+    assert torch.equal(model(TOKENS), plain(TOKENS))
+
+
+def peak(model: Model) -> int:
+    """The most bytes of a step of training beside parameters and gradients."""
+    given = sample(model, "loss")
+    gradients(model, given)
+    return peak_live_bytes(lambda: gradients(model, given))
+
+
+@pytest.mark.parametrize("made", [False, True], ids=["before-programs", "after-programs"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"gradient_checkpointing_kwargs": None},
+        {"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        {"activation_checkpointing_kwargs": {}, "every_n_layers": 1, "offload": False},
+    ],
+)
+def test_checkpointing_that_is_asked_for_later_is_a_plan_with_no_budget(
+    asked: dict[str, Any], made: bool
+) -> None:
+    deep = {"depth": 8}
+    plain, model = mw.compile(NAME, set=deep), mw.compile(NAME, set=deep)
+    if made:
+        model.loss(**sample(model, "loss"))
+    model.gradient_checkpointing_enable(**asked)
+    assert model.activation_checkpointing_enable == model.gradient_checkpointing_enable
+    given = sample(model, "loss")
+    want, found = gradients(plain, given), gradients(model, given)
+    assert all(torch.equal(found[each], want[each]) for each in want)
+    assert peak(model) == peak(mw.compile(NAME, set=deep, memory_budget=0)) < peak(plain) / 2
+    assert peak(pickle.loads(pickle.dumps(model))) < peak(plain) / 2
+
+
+def test_a_budget_of_ones_own_stays() -> None:
+    deep, much = {"depth": 8}, 2**30
+    model = mw.compile(NAME, set=deep, memory_budget=much)
+    model.gradient_checkpointing_enable()
+    assert peak(model) == peak(mw.compile(NAME, set=deep))
+
+
+@pytest.mark.parametrize(
+    ("compiled", "asked", "said"),
+    [
+        ({}, {"offload": True}, "a memory plan has no offload=True"),
+        ({}, {"every_n_layers": 2}, "a memory plan has no every_n_layers=2"),
+        (
+            {},
+            {"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            "a memory plan has no use_reentrant=True",
+        ),
+        ({"fuse": False}, {}, "without a plan of what backward keeps"),
+        ({"mode": "inference"}, {}, "without a plan of what backward keeps"),
+        ({"without": ["plan_memory"]}, {}, "without a plan of what backward keeps"),
+    ],
+)
+def test_checkpointing_that_there_is_not_is_refused(
+    compiled: dict[str, Any], asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(MultiwayError, match=said):
+        mw.compile(NAME, **compiled).gradient_checkpointing_enable(**asked)
