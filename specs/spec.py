@@ -37,14 +37,14 @@ class Spec:
     kinds: Kinds
     origin: str = ""  # the zoo entry that it is, or extends
     wiring_file: str = ""  # where its named wiring stands
-    warnings: tuple[Problem, ...] = field(default=(), repr=False)
+    warnings: tuple[Problem, ...] = ()
     head_name: str = ""
     by_head: Mapping[str, Spec] = field(default_factory=dict)  # as each has it; load fills it
 
     def __repr__(self) -> str:
         heads = f"head {self.head_name}" if self.head_name else f"heads {', '.join(self.heads)}"
         size = f"{self.depth} blocks of width {self.width}"
-        return f"Spec({self.name}: {size}, {heads}, wiring {self.wiring.use or 'its own'})"
+        return f"Spec({self.name}: {size}, {heads})"
 
     @property
     def depth(self) -> int:

@@ -13,20 +13,6 @@ from multiway.compiler.graph.layer_graph import LayerGraph
 from multiway.compiler.pipeline import Options, Stages
 from multiway.compiler.views.picture import to_svg
 
-OWN = {
-    "multiway": 1,
-    "name": "own",
-    "dims": {"depth": 3, "width": 32, "vocab": 7},
-    "inputs": {"tokens": {"modality": "text", "vocab": "vocab"}},
-    "block": {
-        "norm": {"kind": "rms_norm", "eps": 1e-6},
-        "attention": {"heads": 2, "mask": "causal"},
-        "ffn": {"hidden": "4 * width"},
-    },
-    "wiring": {"use": None, "mix": {"streams": ["r"], "static": True}},
-    "heads": {"lm": {"kind": "causal_lm"}},
-}
-
 
 @pytest.mark.parametrize(
     ("made", "shown"),
@@ -34,15 +20,11 @@ OWN = {
         (
             lambda: mw.load("beit3-test", set={"depth": 5}),
             "Spec(beit3-test: 5 blocks of width 48, heads imageclassification, nlvr2, vqa, "
-            "captioning, retrieval, features, mlm, mim, wiring residual)",
+            "captioning, retrieval, features, mlm, mim)",
         ),
         (
             lambda: mw.load("mudd-pythia-test").for_head("lm"),
-            "Spec(mudd-pythia-test: 4 blocks of width 64, head lm, wiring mudd)",
-        ),
-        (
-            lambda: mw.load(OWN),
-            "Spec(own: 3 blocks of width 32, heads lm, wiring its own)",
+            "Spec(mudd-pythia-test: 4 blocks of width 64, head lm)",
         ),
         (
             lambda: mw.build("prenorm-test", program="decode"),
@@ -61,7 +43,7 @@ OWN = {
             "Programs(forward, loss, prefill, decode)",
         ),
     ],
-    ids=["spec", "spec of a head", "own wiring", "decode", "passes", "empty", "programs"],
+    ids=["spec", "spec of a head", "decode", "passes", "empty", "programs"],
 )
 def test_shown_in_a_line(made: Callable[[], object], shown: str) -> None:
     assert repr(made()) == shown
