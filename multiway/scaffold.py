@@ -16,7 +16,7 @@ from pathlib import Path
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.heads import kinds
 from multiway.specs.data_folders import CONFIG, WIRINGS, wiring_files
-from multiway.specs.errors import MultiwayError, one_of
+from multiway.specs.errors import MultiwayError, nearest, one_of
 from multiway.zoo import catalogue
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -84,7 +84,7 @@ def _check_name(kind: str, name: str) -> None:
     if name in KINDS[kind].known():
         raise MultiwayError.one(
             "duplicate-name",
-            f"there already is a {kind} {name!r}",
+            f"the {kind} {name!r} exists already",
             place="NAME",
             expected="a name of its own",
         )
@@ -206,4 +206,5 @@ def check_kind(kind: str) -> None:
             f"multiway new makes no {kind!r}",
             place="KIND",
             expected=one_of(KINDS),
+            nearest=nearest(kind, KINDS),
         )

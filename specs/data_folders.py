@@ -59,7 +59,7 @@ def refuse_twice(what: str, name: str, place: object, known: Mapping[str, object
     if name in known:
         raise MultiwayError.one(
             "duplicate-name",
-            f"there already is a {what} {name!r}",
+            f"the {what} {name!r} exists already",
             place=str(place),
             expected="a name of its own",
             notes=(("first", str(known[name])),),

@@ -92,6 +92,10 @@ class Op:
     rejects: Sequence[Reject] = ()
     cite: str = ""
 
+    def __post_init__(self) -> None:
+        plain = self.signature == "x[*] -> y[*]" and not self.params
+        assert plain or not self.elementwise, "an elementwise op is x[*] -> y[*]"
+
     @property
     def name(self) -> str:
         return self.reference.__name__

@@ -127,8 +127,9 @@ def _file(name: str, span: Span, where: _Extending) -> tuple[Node, _Extending]:
     return read_file(shown), where.within(name, shown.parent, path)
 
 
-def _beside(name: str, span: Span, folder: Path | None, *, code: str) -> Path:
-    """A file in the folder of a spec or below. code: of the error where there is none."""
+def _beside(name: str, span: Span, folder: Path | None, *, code: str, of_spec: bool = True) -> Path:
+    """A file named from a folder. code: of the error where there is none. of_spec: the folder is
+    that of a spec, which may name what is in it or below, and not the user's, who may name any."""
     if folder is None:
         message = f"{quote(name)} is a file, but this spec is not one"
         expected = "a name that `multiway zoo` lists"
@@ -141,7 +142,7 @@ def _beside(name: str, span: Span, folder: Path | None, *, code: str) -> Path:
         found = path.is_file()
     except (OSError, RuntimeError, ValueError):  # too long, a circle of links, a zero byte
         inside, found = True, False
-    if not inside:
+    if of_spec and not inside:
         raise MultiwayError.one(
             "path-escapes",
             f"{quote(name)} leaves the folder of this spec",
@@ -149,11 +150,12 @@ def _beside(name: str, span: Span, folder: Path | None, *, code: str) -> Path:
             expected="a file in the same folder or below",
         )
     if not found:
+        base = "folder of this spec" if of_spec else "working directory"
         raise MultiwayError.one(
             code,
             f"there is no file {quote(name)}",
             span=span,
-            expected="a file, named from the folder of this spec",
+            expected=f"a file, named from the {base}",
             nearest=_like_file(folder, name),
         )
     return folder / name
@@ -162,9 +164,9 @@ def _beside(name: str, span: Span, folder: Path | None, *, code: str) -> Path:
 def _like_file(folder: Path, name: str) -> str:
     try:
         paths = [*(folder / name).parent.glob("*.yaml"), *(folder / name).parent.glob("*.yml")]
-    except (OSError, ValueError):
+        names = {path.name: path.relative_to(folder).as_posix() for path in paths}
+    except (OSError, ValueError):  # a zero byte; not below the folder
         return ""
-    names = {path.name: path.relative_to(folder).as_posix() for path in paths}
     return names.get(nearest(Path(name).name, names), "")
 
 
@@ -182,7 +184,7 @@ def apply_sets(tree: Node, settings: Mapping[str, Any], heads: Kinds) -> Node:
     the spec. A file is named from the working directory."""
     for name, value in settings.items():
         change = full_document(_setting(tree, str(name), value), heads)
-        tree = merge(tree, _with_wiring_path(change, Path()))
+        tree = merge(tree, _with_wiring_path(change, Path(), of_spec=False))
     return tree
 
 
@@ -341,12 +343,12 @@ def _used(tree: Node) -> Node | None:
     return use if use is not None and isinstance(use.value, str) else None
 
 
-def _with_wiring_path(document: Node, folder: Path | None) -> Node:
+def _with_wiring_path(document: Node, folder: Path | None, *, of_spec: bool = True) -> Node:
     """The document with a wiring that is a file named from here, and no longer from its folder."""
     use = _used(document)
     if use is None or not names_file(use.value):
         return document
-    path = _beside(use.value, use.span, folder, code="unknown-wiring")
+    path = _beside(use.value, use.span, folder, code="unknown-wiring", of_spec=of_spec)
     found = dataclasses.replace(use, value=str(path))
     wiring = document["wiring"]
     wiring = dataclasses.replace(wiring, value={**wiring.value, "use": found})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import multiway as mw
+from multiway.commands import schema as schema_command
 from multiway.compiler.graph.registry import registry
 from multiway.compiler.heads import kinds
 from multiway.compiler.pipeline import Options
@@ -139,6 +141,14 @@ def test_a_package_of_parts(installed: Path) -> None:
     assert kernels()["twice"].doc == "one multiplication"
 
 
+def test_the_schema_knows_them(installed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mw.use_plugin(package(installed, op=OP, head=HEAD))
+    schema_command.command()
+    schema = json.loads(capsys.readouterr().out)
+    assert "twice" in schema["$defs"]["Activation"]["enum"]
+    assert "Hidden" in schema["$defs"]
+
+
 def test_a_head_of_a_plugin(installed: Path) -> None:
     mw.use_plugin(package(installed, head=HEAD))
     spec = mw.load({"extends": "prenorm-test", "name": "x", "heads": {"own": "hidden"}})
@@ -206,8 +216,9 @@ def test_the_working_directory_is_not_looked_at(
         ("import nothing_of_that_name", "ModuleNotFoundError: No module named 'nothing_of_that_"),
         ("OP = 3", "OP is a int\n  expected: OP = Op(...)"),
         ("PASS = 'x'", "PASS is a str\n  expected: PASS = Pass(...)"),
-        (OP.replace("twice", "linear"), "there already is a op 'linear'"),
-        (HEAD.replace('"hidden"', '"features"'), "there already is a head kind 'features'"),
+        (OP.replace("twice", "linear"), "the op 'linear' exists already"),
+        (HEAD.replace('"hidden"', '"features"'), "the head kind 'features' exists already"),
+        (OP.replace("x[*] ->", "x[*,D] ->"), "an elementwise op is x[*] -> y[*]"),
         (PASS.replace("count_nodes", "drop_dead"), "two passes are called 'drop_dead'"),
     ],
 )
@@ -222,7 +233,7 @@ def test_a_name_of_no_module(name: str) -> None:
 
 def test_two_plugins_with_one_op(installed: Path) -> None:
     mw.use_plugin(package(installed, "own_first", op=OP))
-    assert "there already is a op 'twice'" in refused(package(installed, "own_second", op=OP))
+    assert "the op 'twice' exists already" in refused(package(installed, "own_second", op=OP))
 
 
 def test_a_spec_names_none(installed: Path) -> None:

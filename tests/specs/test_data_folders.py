@@ -124,18 +124,18 @@ def test_a_name_that_is_taken_is_refused(folder: Path) -> None:
     Path("multiway.toml").write_text('data = ["own"]\n')
     (folder / "wirings" / "mudd.yaml").write_text(WIRING)
     text = raised("duplicate-name")
-    assert "own/wirings/mudd.yaml: error[duplicate-name]: there already is a wiring 'mudd'" in text
+    assert "own/wirings/mudd.yaml: error[duplicate-name]: the wiring 'mudd' exists already" in text
     (folder / "wirings" / "mudd.yaml").unlink()
     sizes = folder / "families" / "mine" / "sizes.yaml"
     sizes.write_text("pythia-test: {depth: 2}\n")
     Path("multiway.toml").write_text('data = ["own", "own2"]\n')  # another list is read anew
     Path("own2").mkdir()
-    assert "there already is a spec 'pythia-test'" in raised("duplicate-name")
+    assert "the spec 'pythia-test' exists already" in raised("duplicate-name")
     sizes.write_text("{}\n")
     folder.rename(Path("own3"))
     Path("own3/families/mine").rename("own3/families/pythia")
     Path("multiway.toml").write_text('data = ["own3"]\n')
-    assert "there already is a family 'pythia'" in raised("duplicate-name")
+    assert "the family 'pythia' exists already" in raised("duplicate-name")
 
 
 @pytest.mark.parametrize(
@@ -204,12 +204,18 @@ def test_a_wiring_does_not_escape(folder: Path) -> None:
 def test_a_setting_names_a_file_from_the_working_directory(folder: Path) -> None:
     spec = mw.load("prenorm-test", set={"wiring": "./own/wirings/twice.yaml"})
     assert spec.wiring.residual.gain is not None
+    outside = folder.parent.parent / "outside.yaml"
+    outside.write_text(WIRING)
+    for name in (str(outside), "../outside.yaml"):  # whoever sets may name any file
+        assert mw.load("prenorm-test", set={"wiring": name}).wiring.residual.gain is not None
+    with pytest.raises(mw.MultiwayError, match=r"there is no file '/.*outsde.yaml'"):
+        mw.load("prenorm-test", set={"wiring": str(outside).replace("outside", "outsde")})
     with pytest.raises(mw.MultiwayError) as found:
         mw.load("prenorm-test", set={"wiring.use": "./own/wirings/twise.yaml"})
     assert str(found.value) == (
         "--set:1:12: error[unknown-wiring]: there is no file './own/wirings/twise.yaml'\n"
         "    1 | wiring.use=./own/wirings/twise.yaml\n"
         "      |            ^^^^^^^^^^^^^^^^^^^^^^^^\n"
-        "  expected: a file, named from the folder of this spec\n"
+        "  expected: a file, named from the working directory\n"
         "  nearest:  own/wirings/twice.yaml"
     )
