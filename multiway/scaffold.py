@@ -47,26 +47,6 @@ def plan(kind: str, name: str, root: Path) -> Plan:
     return made
 
 
-def write(made: Plan) -> None:
-    """Writes a plan; takes back what it has written if one of the files cannot be."""
-    before = {path: path.read_text(encoding="utf-8") for path in made.changed}
-    written: list[Path] = []
-    try:
-        for path, text in {**made.files, **made.changed}.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            written.append(path)
-            path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        for path in written:
-            if path in before:
-                path.write_text(before[path], encoding="utf-8")
-            else:
-                path.unlink(missing_ok=True)
-        reason = error.strerror or str(error)
-        message = f"cannot write: {reason}"
-        raise MultiwayError.one("unwritable", message, place=str(path)) from None
-
-
 def in_checkout(root: Path) -> bool:
     """Whether a folder is the checkout of the multiway that runs."""
     own = root / "specs" / "wirings"

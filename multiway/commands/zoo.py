@@ -82,12 +82,8 @@ def command(
 
 def family_card(entry: Entry) -> str:
     """What holds for all of a family, for reading."""
-    facts = {"family": entry.family, **entry.card}
-    lines = [entry.family]
-    for name in ("paper", "licence", "code"):
-        if name in facts:
-            lines.append(f"  {name + ':':<9} {facts[name]}")
-    return "\n".join(lines)
+    facts = [name for name in ("paper", "licence", "code") if name in entry.card]
+    return "\n".join([entry.family, *(f"  {name + ':':<9} {entry.card[name]}" for name in facts)])
 
 
 def listed(

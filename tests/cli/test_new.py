@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import multiway as mw
 from multiway import scaffold
 from multiway.cli import app
+from multiway.commands import new
 from multiway.specs import plugins
 
 ROOT = Path(mw.__file__).resolve().parents[1]
@@ -92,6 +93,17 @@ def test_nothing_is_replaced_and_nothing_half_written(here: Path) -> None:
     (here / "families").write_text("a file where a folder is wanted")
     assert [each.code for each in refused("new", "family", "own").problems] == ["unwritable"]
     assert {path.name for path in here.iterdir()} == {"own_op.py", "families"}
+
+
+def test_what_was_written_is_taken_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails_at_the_third(path: Path, text: str) -> None:
+        if path.name == "card.yaml":
+            raise mw.MultiwayError.one("unwritable", "no space left", place=str(path))
+        path.write_text(text)
+
+    monkeypatch.setattr(new, "write_text", fails_at_the_third)
+    assert [each.code for each in refused("new", "family", "own").problems] == ["unwritable"]
+    assert not list(here.iterdir())
 
 
 def checkout(folder: Path) -> Path:

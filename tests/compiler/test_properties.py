@@ -323,7 +323,7 @@ def test_the_strategy_draws_every_head_kind(kind: str) -> None:
         return any(head["kind"] == kind for head in spec["heads"].values())
 
     drawn = hypothesis.settings(settings(200), database=None, phases=[Phase.generate])
-    hypothesis.find(specs(), has_it, settings=drawn)
+    assert has_it(hypothesis.find(specs(), has_it, settings=drawn))
 
 
 PROMPTS = st.lists(st.integers(1, 4), min_size=1, max_size=3)
